@@ -1,0 +1,122 @@
+"""What a version is, and what every artifact store can do.
+
+An artifact is a directory. Its digest is the SHA-256 over its sorted (relative path, file SHA-256) lines; its record
+names the digests of everything it was made from. Stages (`candidate`, `staging`, `production`) are pointers to digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """What assets exchange: never tensors, never pickles."""
+
+    name: str  # e.g. "policy-static"
+    digest: str  # sha256 hex of the directory's content
+    uri: str  # where the store keeps it, e.g. "dvc://<registry>?name=..&digest=.."
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Version:
+    """One stored artifact with its record."""
+
+    ref: ArtifactRef
+    number: int  # 1, 2, ... within the name
+    key: str  # digest of (code version, config, parents): equal keys mean the work is already done
+    parents: tuple[ArtifactRef, ...]
+    run_id: str
+    created: str  # ISO 8601, UTC
+    code_version: str
+    config: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageMove:
+    """One move of a stage pointer, as the audit trail keeps it."""
+
+    name: str
+    stage: str
+    digest: str
+    version: int
+    counter: int  # the stage's highest counter wins
+    when: str  # ISO 8601, UTC
+    approver: str
+    reason: str
+    evidence: tuple[str, ...]  # digests of the gate reports
+
+
+def directory_digest(folder: Path) -> tuple[str, int]:
+    """Content digest (sha256 hex) and size in bytes of a directory, independent of file times and order on disk."""
+    total = 0
+    lines = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            lines.append(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n")
+        total += path.stat().st_size
+    return hashlib.sha256("".join(lines).encode()).hexdigest(), total
+
+
+class ArtifactStore(ABC):
+    """Versioned directories and stage pointers. Implementations: DVC (infra/stores/dvc.py)."""
+
+    @abstractmethod
+    def put(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        key: str = "",
+        parents: Sequence[ArtifactRef] = (),
+        run_id: str = "",
+        code_version: str = "",
+        config: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> ArtifactRef:
+        """Store a directory as a new version, atomically. Idempotent: the same content and key is stored once.
+
+        Raises DiskFull or StoreError and then leaves the store as it was.
+        """
+
+    @abstractmethod
+    def get(self, ref: ArtifactRef) -> Path:
+        """A local folder with the artifact's bytes, verified against its digest; treat it as read-only.
+
+        Raises UnknownVersion or DigestMismatch.
+        """
+
+    @abstractmethod
+    def find(self, name: str, key: str) -> Version | None:
+        """The newest version of `name` made with that key, or None."""
+
+    @abstractmethod
+    def versions(self, name: str | None = None) -> list[Version]:
+        """All versions, oldest first; of one name or of all."""
+
+    @abstractmethod
+    def version(self, digest: str) -> Version:
+        """The newest record of a digest (a unique prefix of 8 or more hex digits will do). Raises UnknownVersion."""
+
+    @abstractmethod
+    def lineage(self, digest: str) -> list[Version]:
+        """The version and everything it was made from, children before parents, each once. Raises UnknownVersion."""
+
+    @abstractmethod
+    def stage(self, name: str, stage: str) -> ArtifactRef | None:
+        """What a stage points to now, or None."""
+
+    @abstractmethod
+    def assign(self, ref: ArtifactRef, stage: str, *, approver: str, reason: str, evidence: Sequence[str] = ()) -> StageMove:
+        """Point a stage at a version. Only ops/promote.py calls this: it checks the evidence first."""
+
+    @abstractmethod
+    def moves(self, name: str, stage: str | None = None) -> list[StageMove]:
+        """Every stage move, oldest first."""
