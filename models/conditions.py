@@ -1,0 +1,68 @@
+"""One editing request from one picture: what the task's taxonomy entry asks for, as image, mask, prompt and target.
+
+    made = make_condition(task, scene.image, clean=scene.clean, object_mask=scene.object_mask, words_mask=scene.words_mask,
+                          caption=scene.caption, words=scene.words, truth=scene.truth, rng=rng)
+
+Curation and the pre-training of the mini base both call it, so that the base has met every kind of request it is judged on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from models.masks import make_mask
+from models.taxonomy import Task
+
+
+class Made(NamedTuple):
+    """An editing request: `image` (RGB), `mask` (L, 255 where pixels are to be made), `prompt`, and what a perfect edit looks like."""
+
+    image: Image.Image
+    mask: Image.Image
+    prompt: str
+    target: Image.Image | None
+
+
+def make_condition(
+    task: Task,
+    image: Image.Image,
+    *,
+    clean: Image.Image | None = None,
+    object_mask: Image.Image | None = None,
+    words_mask: Image.Image | None = None,
+    caption: str = "",
+    words: str = "",
+    truth: dict[str, Any] | None = None,
+    rng: np.random.Generator,
+    mask: Image.Image | None = None,
+) -> Made | None:
+    """The request of `task` on `image`, or None where the picture cannot serve it (no words, no object, no caption).
+
+    `object_mask` and `words_mask` (L, 255 on the thing) say where the task's subject is; `mask` is the user's own mask for
+    exactly this task and is taken as it is. `truth` may carry the object's own caption under `truth["object"]["caption"]`,
+    which a task on the object prefers to the picture's.
+    """
+    prompt = _prompt(task, caption, words, truth or {})
+    if prompt is None:
+        return None
+    if mask is None:
+        region = {"object": object_mask, "word": words_mask, "scene": None, "clean": object_mask, "background": object_mask}[task.condition]
+        if region is None and task.condition in ("word", "clean", "background"):
+            return None  # nothing to write, to take away, or to keep
+        mask = make_mask(task.mask, image.size, region=region, rng=rng)
+        if mask is None:
+            return None
+    return Made(image, mask, prompt, clean if task.condition == "clean" else image)
+
+
+def _prompt(task: Task, caption: str, words: str, truth: dict[str, Any]) -> str | None:
+    if task.prompt == "fixed":
+        return task.fixed_prompt
+    if task.prompt == "words":
+        return f'the word "{words}"' if words else None
+    if task.condition == "object":
+        caption = truth.get("object", {}).get("caption", caption)
+    return caption or None
