@@ -26,7 +26,9 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1; x1 and y1 exclusive
 def check_mask(mask: Image.Image, size: tuple[int, int], name: str) -> Image.Image:
     """The mask as black and white (L, 0 or 255). Raises BadMask when it is of another size than its image, empty, or full."""
     if mask.size != size:
-        raise BadMask(f"The mask of {name} is {mask.width}x{mask.height}, its image {size[0]}x{size[1]}.", "Save the mask at the size of its image.")
+        raise BadMask(
+            f"The mask of {name} is {mask.width}x{mask.height}, its image {size[0]}x{size[1]}.", "Save the mask at the size of its image."
+        )
     hard = binary(mask)
     low, high = hard.getextrema()
     if high == 0:
