@@ -1,0 +1,118 @@
+"""Ground-truth measures of an edit whose perfect answer is known. Higher is better; zero (one for glyphs) is perfect.
+
+    measure("seam_agreement", image, target, mask, truth)
+
+The taxonomy names one per dimension. The scripted annotator labels with them and evaluation reports win rates by them.
+Images are float32 [3, H, W] in [0, 1], masks [1, H, W] in {0, 1}; only pixels inside the mask count. Formulas: docs/measures.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.errors import ConfigError
+
+RING_PX = 3  # ours: width of the ring inside the mask's edge that consistency looks at, at 64 px
+POOL_PX = 4  # ours: cell of the pooled colour difference, at 64 px
+SHIFT_PX = 2  # ours: how far lettering may be displaced and still count as the same
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def _scaled(pixels: int, image: Tensor) -> int:
+    return max(1, round(pixels * min(image.shape[-2:]) / 64))
+
+
+def _luma(image: Tensor) -> Tensor:
+    return (image * image.new_tensor(LUMA).view(3, 1, 1)).sum(0)  # [H, W]
+
+
+def _inside(values: Tensor, mask: Tensor) -> float:
+    """Mean of `values` [..., H, W] over the mask [1, H, W]."""
+    return float((values * mask).sum() / (mask.sum() * values.numel() / mask.numel()).clamp(min=1e-6))
+
+
+def _gradients(image: Tensor) -> Tensor:
+    """Sobel responses [2, H, W] of the luma."""
+    kernel = image.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+    padded = F.pad(_luma(image)[None, None], (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, torch.stack([kernel, kernel.T])[:, None])[0]
+
+
+def _edge_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    return -_inside((_gradients(image) - _gradients(target)).abs(), mask)
+
+
+def _seam_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    width = _scaled(RING_PX, image)
+    outside = F.pad(1 - mask, (width,) * 4, value=0.0)  # the frame of the picture is no seam
+    ring = mask * F.max_pool2d(outside[None], 2 * width + 1, stride=1)[0]
+    return -_inside((image - target).abs(), ring)
+
+
+def _prompt_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    cell = _scaled(POOL_PX, image)
+    error = F.avg_pool2d((image - target)[None] * mask, cell)[0].abs()
+    return -float(error.sum() / (F.avg_pool2d(mask[None], cell).sum() * 3).clamp(min=1e-6))
+
+
+def _smoothness_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    def variation(picture: Tensor) -> Tensor:
+        right = F.pad((picture[:, :, 1:] - picture[:, :, :-1]).abs(), (0, 1))
+        down = F.pad((picture[:, 1:] - picture[:, :-1]).abs(), (0, 0, 0, 1))
+        return F.avg_pool2d((right + down)[None], 5, stride=1, padding=2)[0]
+
+    return -_inside((variation(image) - variation(target)).abs(), mask)
+
+
+def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    """Largest zero-normalised cross-correlation of the lettering with its template, over small displacements.
+
+    The absolute value is taken: white on black reads as well as black on white. Zero where the scene has no word.
+    """
+    if "word" not in truth:
+        return 0.0
+    x0, y0, x1, y1 = truth["word"]["box"]
+    reach = _scaled(SHIFT_PX, image)
+    template = _luma(target)[y0 + reach : y1 - reach, x0 + reach : x1 - reach]
+    template = template - template.mean()
+    field = _luma(image)[y0:y1, x0:x1]
+    windows = field.unfold(0, template.shape[0], 1).unfold(1, template.shape[1], 1)
+    windows = windows - windows.mean((-2, -1), keepdim=True)
+    scale = windows.pow(2).sum((-2, -1)).sqrt() * template.pow(2).sum().sqrt()
+    return float(((windows * template).sum((-2, -1)).abs() / scale.clamp(min=1e-3)).max())
+
+
+def _clean_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    return -_inside((image - target).pow(2), mask)
+
+
+MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any]], float]] = {
+    "edge_agreement": _edge_agreement,
+    "seam_agreement": _seam_agreement,
+    "prompt_agreement": _prompt_agreement,
+    "smoothness_agreement": _smoothness_agreement,
+    "glyph_agreement": _glyph_agreement,
+    "clean_agreement": _clean_agreement,
+}
+
+
+def measure(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    """Score `image` against `target` inside `mask` by the named measure.
+
+    Args:
+        name: a key of `MEASURES`, as the taxonomy's dimension names it.
+        image: the edit pasted into its source, [3, H, W] in [0, 1].
+        target: the perfect answer, [3, H, W] in [0, 1].
+        mask: [1, H, W] in {0, 1}, one where pixels were made.
+        truth: the scene's facts; glyphs read the sign's box from it.
+
+    Raises ConfigError for an unknown measure.
+    """
+    if name not in MEASURES:
+        raise ConfigError(f"Unknown measure {name!r}.", f"The taxonomy may name {', '.join(MEASURES)}.")
+    return MEASURES[name](image, target, mask, truth)
