@@ -38,14 +38,15 @@ def make_condition(
     truth: dict[str, Any] | None = None,
     rng: np.random.Generator,
     mask: Image.Image | None = None,
+    verbatim: bool = False,
 ) -> Made | None:
     """The request of `task` on `image`, or None where the picture cannot serve it (no words, no object, no caption).
 
-    `object_mask` and `words_mask` (L, 255 on the thing) say where the task's subject is; `mask` is the user's own mask for
-    exactly this task and is taken as it is. `truth` may carry the object's own caption under `truth["object"]["caption"]`,
-    which a task on the object prefers to the picture's.
+    `object_mask` and `words_mask` (L, 255 on the thing) say where the task's subject is. `mask` is the user's own mask for
+    exactly this task and is taken as it is; `verbatim` takes the caption as the prompt even where the task asks for words.
+    `truth["object"]["caption"]`, where given, describes the object alone and goes before the caption for a task on the object.
     """
-    prompt = _prompt(task, caption, words, truth or {})
+    prompt = _prompt(task, caption, words, truth or {}, verbatim)
     if prompt is None:
         return None
     if mask is None:
@@ -58,10 +59,10 @@ def make_condition(
     return Made(image, mask, prompt, clean if task.condition == "clean" else image)
 
 
-def _prompt(task: Task, caption: str, words: str, truth: dict[str, Any]) -> str | None:
+def _prompt(task: Task, caption: str, words: str, truth: dict[str, Any], verbatim: bool) -> str | None:
     if task.prompt == "fixed":
         return task.fixed_prompt
-    if task.prompt == "words":
+    if task.prompt == "words" and not verbatim:
         return f'the word "{words}"' if words else None
     if task.condition == "object":
         caption = truth.get("object", {}).get("caption", caption)
