@@ -1,6 +1,6 @@
 """Pictures that artifacts carry: grids of images, curves, rates with intervals, tables.
 
-    save_picture(out, "grid-fill", grid([[overlay(image, mask), base, tuned]], columns=["asked", "base", "tuned"], captions=["a red circle"]))
+    save_picture(out, "grid-fill", grid([[overlay(image, mask), base, tuned]], columns=["asked", "base", "tuned"]))
     save_picture(out, "curve", curves({"reward": (steps, rewards)}, x="step", y="mean P(yes)"))
 
 Grids are PIL images; plots are matplotlib `Figure`s built without pyplot, whose global state would outlive a stage of a
@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image, ImageDraw, ImageFont
 
 # Ink, quiet ink, hairlines, and the series in fixed order: distinguishable to colour-blind readers, also as greys.
@@ -112,7 +113,7 @@ def rates(
     reference: float | None = 0.5,
     limits: tuple[float, float] = (0, 1),
 ) -> Figure:
-    """Rates with their intervals, one line per label and one dot per series; None where a series has no figure. Entries are (rate, lo, hi)."""
+    """Rates with their intervals, one line per label and one dot per series. Entries are (rate, lo, hi); None where there is no figure."""
     figure, axes = _plot(4.8, 0.9 + 0.2 * len(labels) * (1 + 0.6 * len(series)), title)
     if reference is not None:
         axes.axvline(reference, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
@@ -144,7 +145,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str =
         cellText=[list(map(str, row)) for row in rows],
         colLabels=list(columns),
         colWidths=[width / sum(widths) for width in widths],
-        bbox=(0, 0, 1, 1),
+        bbox=Bbox.unit(),
     )
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(9)
@@ -185,8 +186,8 @@ def _plot(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     axes.tick_params(colors=QUIET, labelsize=9, length=0)
     axes.xaxis.label.set_color(QUIET)
     axes.yaxis.label.set_color(QUIET)
-    axes.xaxis.label.set_size(9)
-    axes.yaxis.label.set_size(9)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
     if title:
         axes.set_title(title, fontsize=10, color=INK, loc="left")
     return figure, axes

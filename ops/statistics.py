@@ -75,6 +75,11 @@ def clustered_mean(
     return Estimate(mean, low, high, len(values))
 
 
+def nested_mean(values: Sequence[float], levels: Sequence[Sequence[Hashable]]) -> float:
+    """The mean of `clustered_mean` without its interval."""
+    return float(_NestedMean(values, range(len(values)), levels)(np.arange(len(values))))
+
+
 class _NestedMean:
     """The nested mean as a function of drawn cluster indices [..., S] -> [...]."""
 

@@ -27,10 +27,16 @@ def test_overlay_marks_exactly_the_mask() -> None:
 
 def test_grid_places_every_image_under_its_heading() -> None:
     sheet = grid(
-        [[_plain("red"), None], [_plain("lime"), _plain("blue", (64, 32))]], columns=["one", "two"], captions=["short", "a long caption " * 8], cell=64
+        [[_plain("red"), None], [_plain("lime"), _plain("blue", (64, 32))]],
+        columns=["one", "two"],
+        captions=["short", "a long caption " * 8],
+        cell=64,
     )
     pixels = np.asarray(sheet)
-    area = {name: int((pixels == colour).all(axis=-1).sum()) for name, colour in [("red", (255, 0, 0)), ("lime", (0, 255, 0)), ("blue", (0, 0, 255))]}
+    area = {
+        name: int((pixels == colour).all(axis=-1).sum())
+        for name, colour in [("red", (255, 0, 0)), ("lime", (0, 255, 0)), ("blue", (0, 0, 255))]
+    }
     assert area == {"red": 64 * 64, "lime": 64 * 64, "blue": 64 * 32}
     red_rows = np.where((pixels == (255, 0, 0)).all(axis=-1).any(axis=1))[0]
     lime_rows = np.where((pixels == (0, 255, 0)).all(axis=-1).any(axis=1))[0]
@@ -45,8 +51,12 @@ def test_grid_refuses_ragged_rows() -> None:
 def test_plots_are_small_and_repeat_byte_for_byte(tmp_path: Path) -> None:
     def draw(name: str) -> list[bytes]:
         figures = {
-            "curve": curves({"static": (range(50), np.linspace(0, 1, 50)), "ema": ([0], [0.4])}, x="step", y="reward", smooth=5, reference=0.5),
-            "rates": rates(["fill", "remove"], {"static": [(0.6, 0.5, 0.7), None], "ema": [(0.4, 0.3, 0.5), (0.5, 0.2, 0.9)]}, x="win rate"),
+            "curve": curves(
+                {"static": (range(50), np.linspace(0, 1, 50)), "ema": ([0], [0.4])}, x="step", y="reward", smooth=5, reference=0.5
+            ),
+            "rates": rates(
+                ["fill", "remove"], {"static": [(0.6, 0.5, 0.7), None], "ema": [(0.4, 0.3, 0.5), (0.5, 0.2, 0.9)]}, x="win rate"
+            ),
             "table": table(["cell", "n"], [["fill", "12"], ["remove", "9"]], title="cells"),
         }
         return [save_picture(tmp_path, f"{kind}-{name}", figure).read_bytes() for kind, figure in figures.items()]

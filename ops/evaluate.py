@@ -1,0 +1,378 @@
+"""Is a policy better than the base? Held-out conditions, the same seeds for everyone, scored by ground truth and by the judge.
+
+    evaluate(EvaluateConfig(), base=Path("data/base"), curated=..., judge=reward_model, policies={"static": ..., "ema": ...},
+             out=Path("evaluation"), progress=Progress(print), taxonomy=Taxonomy.load())
+
+Every contestant (base, each policy, production where there is one) edits the same conditions from the same noise. Edits are
+judged and measured as a user gets them: 8-bit, pasted into the source outside the mask; the raw output is used for
+preservation alone. The reference mode is chosen on the validation split, everything reported comes from the test split.
+`items.jsonl` holds every score and the shards every edit (`<condition>.<seed>.<policy>`): ops/win_rates.py makes all
+figures from the records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import torch
+from diffusers import FluxTransformer2DModel
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from infra.progress import Progress
+from infra.stores.base import directory_digest
+from models.config import OpConfig
+from models.errors import NotEnoughData
+from models.flux_fill.loading import load_pipeline, load_transformer
+from models.flux_fill.sampler import Encoded, Sampler
+from models.images import paste, to_mask, to_pil, to_tensor
+from models.judge import Judge
+from models.mini.measures import measure
+from models.records import Condition, Pair, read_rows
+from models.shards import ShardReader, ShardWriter
+from models.taxonomy import Taxonomy
+from ops.folders import save_picture, write_metrics
+from ops.judge_accuracy import judge_accuracy
+from ops.pictures import grid, overlay, rates, table
+from ops.win_rates import BASE, PRODUCTION, SCENE, Item, recompute, write_items
+
+MOST_PSNR = 100.0  # dB; a copy without any error would be infinite, which JSON cannot hold
+
+
+class EvaluateConfig(OpConfig):
+    """What is sampled, how, and when two edits count as equal."""
+
+    split: Literal["validation", "test"] = pydantic.Field("test", description="Split that everything reported comes from (ours).")
+    choose_split: Literal["train", "validation", "none"] = pydantic.Field(
+        "validation", description="Split the reference mode is chosen on (ours)."
+    )
+    max_per_task: int = pydantic.Field(40, ge=1, description="Most conditions per task, scenes and other pictures counted apart (ours).")
+    max_per_task_choose: int = pydantic.Field(16, ge=1, description="The same on the split the mode is chosen on (ours).")
+    seeds_per_condition: int = pydantic.Field(1, ge=1, description="Seeds per condition (ours).")
+    seed: int = pydantic.Field(0, description="Changes every seed drawn (ours).")
+    steps: int = pydantic.Field(50, ge=1, description="Inference steps; 50 in the authors' demos.")
+    true_cfg: float = pydantic.Field(4.0, ge=1, description="CFG scale; 4.0 in the authors' demos, 1 switches it off.")
+    guidance_scale: float = pydantic.Field(1.0, ge=0, description="Distilled guidance; 1.0 in the authors' demos.")
+    negative_prompt: str = pydantic.Field("nsfw", description="Negative prompt; the authors' demos use this one.")
+    batch_size: int = pydantic.Field(16, ge=1, description="Edits sampled or judged at once (ours).")
+    tie_tolerance: float = pydantic.Field(0.02, ge=0, lt=1, description="Measures that differ by this share or less are a tie (ours).")
+    confidence: float = pydantic.Field(0.95, gt=0, lt=1, description="Level of every interval (ours).")
+    resamples: int = pydantic.Field(2000, ge=100, description="Bootstrap draws of source images (ours).")
+    grid_rows: int = pydantic.Field(4, ge=1, description="Rows of each side-by-side picture (ours).")
+    device: str = pydantic.Field("cpu", description="Where networks run (ours).")
+    dtype: Literal["float32", "bfloat16", "float16"] = pydantic.Field("float32", description="Precision of the networks (ours).")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One condition with one seed: what every contestant edits."""
+
+    condition: Condition
+    seed: int
+    image: Tensor  # [3, H, W]
+    mask: Tensor  # [1, H, W]
+
+    def key(self, policy: str) -> str:
+        return f"{self.condition.id}.{self.seed}.{policy}"
+
+
+def evaluate(
+    config: EvaluateConfig,
+    base: Path,
+    curated: Path,
+    judge: Path,
+    policies: Mapping[str, Path],
+    out: Path,
+    progress: Progress,
+    *,
+    taxonomy: Taxonomy,
+    production: Path | None = None,
+    candidates: Path | None = None,
+    pairs: Path | None = None,
+    base_judge: Path | None = None,
+) -> dict[str, Any]:
+    """Compare every policy with the base (and production) and write items.jsonl, the edits, pictures and metrics.json.
+
+    Args:
+        base: pipeline folder. judge: reward_model artifact (or a judge's folder). production: a policy or release artifact.
+        policies: artifact folder per reference mode.
+        candidates, pairs, base_judge: with the first two, the judge's own accuracy on the held-out pairs is measured too.
+
+    Raises NotEnoughData where the split holds no condition of an active task.
+    """
+    contestants: dict[str, Path | None] = {BASE: None, **policies}
+    if production:
+        contestants[PRODUCTION] = production
+    shards = ShardReader(curated)
+    jobs = _jobs(config, curated, shards, taxonomy, chosen=len(policies) > 1)
+    with torch.inference_mode():
+        psnr = _sample(config, base, contestants, jobs, out, progress)
+        edits = ShardReader(out)
+        opinions = _judge(config, _load_judge(config, judge, taxonomy), list(contestants), jobs, edits, taxonomy, progress)
+    digests = {name: directory_digest(folder or base)[0] for name, folder in contestants.items()}
+    judge_digest = directory_digest(judge)[0]
+    items = [
+        Item(
+            split=job.condition.split,
+            condition_id=job.condition.id,
+            source_id=job.condition.source_id,
+            task=job.condition.task,
+            kind=job.condition.kind,
+            prompt=job.condition.prompt,
+            seed=job.seed,
+            policy=name,
+            policy_digest=digests[name],
+            judge_digest=judge_digest,
+            measures=_measures(job, edits[job.key(name)], shards, taxonomy),
+            judge=opinions.get(job.key(name), {}),
+            preservation_psnr=psnr[job.key(name)],
+        )
+        for job in jobs
+        for name in contestants
+        if job.key(name) in edits
+    ]
+    write_items(out / "items.jsonl", items)
+    metrics = recompute(
+        items,
+        taxonomy,
+        split=config.split,
+        choose_split=config.choose_split,
+        tie_tolerance=config.tie_tolerance,
+        confidence=config.confidence,
+        resamples=config.resamples,
+    )
+    if pairs and candidates:
+        held_out = [pair for pair in read_rows(pairs / "pairs.jsonl", Pair) if pair.split == config.split]
+        judges = {"judge": judge, **({"base": base_judge} if base_judge else {})}
+        metrics["judge"] = _judge_accuracy(config, judges, held_out, curated, candidates, out, progress, taxonomy)
+    write_metrics(out, metrics)
+    tested = [job for job in jobs if job.condition.split == config.split]
+    _pictures(config, metrics, tested, list(contestants), edits, shards, taxonomy, out)
+    return metrics
+
+
+def _jobs(config: EvaluateConfig, curated: Path, shards: ShardReader, taxonomy: Taxonomy, *, chosen: bool) -> list[_Job]:
+    """The first conditions of each split, task and sort, each with its seeds; the choosing split only where there is a choice."""
+    caps: dict[str, int] = {config.split: config.max_per_task}
+    if chosen and config.choose_split != "none":
+        caps.setdefault(config.choose_split, config.max_per_task_choose)
+    counts: dict[tuple[str, str, bool], int] = defaultdict(int)
+    active = {task.name for task in taxonomy.active}
+    jobs = []
+    for condition in read_rows(curated / "conditions.jsonl", Condition):
+        sort = (condition.split, condition.task, condition.kind == SCENE)
+        if condition.task not in active or counts[sort] >= caps.get(condition.split, 0):
+            continue
+        counts[sort] += 1
+        image, mask = to_tensor(shards[f"{condition.id}.image"]), to_mask(shards[f"{condition.id}.mask"])
+        jobs += [_Job(condition, _seed(config, condition, i), image, mask) for i in range(config.seeds_per_condition)]
+    if not any(job.condition.split == config.split for job in jobs):
+        raise NotEnoughData(
+            f"{curated.name} holds no {config.split} condition of {', '.join(sorted(active))}.", "Curate more images or change `split`."
+        )
+    return jobs
+
+
+def _seed(config: EvaluateConfig, condition: Condition, index: int) -> int:
+    """A seed that belongs to the condition: adding or leaving out others does not change it."""
+    return int.from_bytes(hashlib.sha256(f"{config.seed}/{condition.id}/{index}".encode()).digest()[:4], "big")
+
+
+def _batches(jobs: Iterable[_Job], size: int, by: Callable[[_Job], Hashable]) -> list[list[_Job]]:
+    groups: dict[Hashable, list[_Job]] = defaultdict(list)
+    for job in jobs:
+        groups[by(job)].append(job)
+    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+
+def _transformer(base: Path, folder: Path | None, dtype: torch.dtype) -> FluxTransformer2DModel:
+    """The base's transformer, a policy artifact's, or that of a release, which is a pipeline of its own."""
+    if folder and (folder / "model").is_dir():
+        return load_transformer(folder / "model", None, dtype)
+    return load_transformer(base, folder, dtype)
+
+
+def _sample(
+    config: EvaluateConfig,
+    base: Path,
+    contestants: Mapping[str, Path | None],
+    jobs: list[_Job],
+    out: Path,
+    progress: Progress,
+) -> dict[str, float]:
+    """Let every contestant edit every job; edits go to the shards of `out`. Returns the preservation PSNR per edit key."""
+    device, dtype = torch.device(config.device), getattr(torch, config.dtype)
+    sampler = Sampler(load_pipeline(base, dtype).to(device))
+    batches = _batches(jobs, config.batch_size, by=lambda job: (job.condition.split, job.image.shape))
+    psnr: dict[str, float] = {}
+    encoded: dict[int, Encoded] = {}  # the same for every contestant
+    total = sum(len(jobs) if name != PRODUCTION else sum(j.condition.split == config.split for j in jobs) for name in contestants)
+    with ShardWriter(out) as writer, progress.bar("evaluation: edits", total, "image") as bar:
+        for name, folder in contestants.items():
+            transformer = _transformer(base, folder, dtype).to(device).eval()
+            for index, batch in enumerate(batches):
+                if name == PRODUCTION and batch[0].condition.split != config.split:
+                    continue  # production is not one of the modes to choose from
+                if index not in encoded:
+                    encoded[index] = _encode(config, sampler, batch, device)
+                images = sampler.sample(
+                    transformer,
+                    encoded[index],
+                    [job.seed for job in batch],
+                    steps=config.steps,
+                    true_cfg=config.true_cfg,
+                    guidance_scale=config.guidance_scale,
+                )  # [B, 3, H, W]
+                for job, image in zip(batch, images.cpu().nan_to_num(), strict=True):  # a ruined policy's nan is a black picture, and loses
+                    psnr[job.key(name)] = preservation(image, job.image, job.mask)
+                    writer.add(job.key(name), to_pil(paste(job.image, image, job.mask)))
+                bar.advance(len(batch))
+            del transformer
+    return psnr
+
+
+def _encode(config: EvaluateConfig, sampler: Sampler, batch: list[_Job], device: torch.device) -> Encoded:
+    images, masks = torch.stack([job.image for job in batch]), torch.stack([job.mask for job in batch])
+    prompts: list[str] = [job.condition.prompt for job in batch]
+    negatives: list[str | None] | None = [config.negative_prompt] * len(batch) if config.true_cfg > 1 else None
+    return sampler.encode(images.to(device), masks.to(device), prompts, negatives)
+
+
+def preservation(image: Tensor, source: Tensor, mask: Tensor) -> float:
+    """PSNR in dB (at most 100) of [3, H, W] images over the pixels outside the mask [1, H, W]."""
+    kept = 1 - mask
+    error = ((image - source) ** 2 * kept).sum().item() / (3 * kept.sum().item())
+    return MOST_PSNR if error <= 0 else min(MOST_PSNR, -10 * math.log10(error))
+
+
+def _load_judge(config: EvaluateConfig, folder: Path, taxonomy: Taxonomy) -> Judge:
+    """The judge of a reward_model artifact, or of a judge's own folder."""
+    judge = Judge.load(folder / "model" if (folder / "model").is_dir() else folder, taxonomy, getattr(torch, config.dtype))
+    judge.model.to(config.device)
+    return judge
+
+
+def _judge(
+    config: EvaluateConfig,
+    judge: Judge,
+    names: list[str],
+    jobs: list[_Job],
+    edits: ShardReader,
+    taxonomy: Taxonomy,
+    progress: Progress,
+) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Edit key -> opponent -> dimension -> [P(Yes | edit, opponent), P(Yes | opponent, edit)] of every mode against base and production."""
+    modes = [name for name in names if name not in (BASE, PRODUCTION)]
+    opinions: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
+    batches = _batches(jobs, config.batch_size, by=lambda job: (job.condition.split, job.condition.task, job.image.shape))
+    with progress.bar("evaluation: judge", len(jobs), "image") as bar:
+        for batch in batches:
+            present = [name for name in names if batch[0].key(name) in edits]
+            seen = {name: judge.encode(torch.stack([to_tensor(edits[job.key(name)]) for job in batch])) for name in present}
+            task = batch[0].condition.task
+            for mode in modes:
+                for opponent in (name for name in (BASE, PRODUCTION) if name in present):
+                    first, second = seen[mode].join(seen[opponent]), seen[opponent].join(seen[mode])  # both orders at once
+                    for dimension in taxonomy.task(task).dimensions:
+                        queries = [taxonomy.query(task, dimension, job.condition.prompt) for job in batch]
+                        forward, backward = judge.compare(first, second, queries * 2).sigmoid().view(2, -1).tolist()
+                        for job, p, q in zip(batch, forward, backward, strict=True):
+                            opinions[job.key(mode)][opponent][dimension] = [p, q]
+            bar.advance(len(batch))
+    return opinions
+
+
+def _measures(job: _Job, edit: Image.Image, shards: ShardReader, taxonomy: Taxonomy) -> dict[str, float]:
+    """Dimension -> ground-truth measure; empty where the perfect edit is not known."""
+    key = f"{job.condition.id}.target"
+    if job.condition.kind != SCENE or key not in shards:
+        return {}
+    image, target = to_tensor(edit), to_tensor(shards[key])
+    return {
+        dimension: float(measure(taxonomy.dimension(dimension).measure, image, target, job.mask, job.condition.truth))
+        for dimension in taxonomy.task(job.condition.task).dimensions
+    }
+
+
+def _judge_accuracy(
+    config: EvaluateConfig,
+    judges: Mapping[str, Path],
+    held_out: list[Pair],
+    curated: Path,
+    candidates: Path,
+    out: Path,
+    progress: Progress,
+    taxonomy: Taxonomy,
+) -> dict[str, Any]:
+    """How often the judge, and the one it was fitted from, agree with the annotators on pairs that nobody has trained or chosen on.
+
+    Writes judge-pairs.jsonl: one row per pair and judge. Without held-out pairs every figure is None, which no gate lets pass.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    with (out / "judge-pairs.jsonl").open("w") as file:
+        for name, folder in judges.items() if held_out else ():
+            judge = _load_judge(config, folder, taxonomy)
+            found[name] = judge_accuracy(judge, taxonomy, held_out, curated, candidates, batch_size=config.batch_size, progress=progress)
+            file.writelines(json.dumps({"judge": name, **row}, sort_keys=True) + "\n" for row in found[name].pop("rows"))
+    nothing: dict[str, Any] = {"mean_accuracy": None, "lo": None, "hi": None, "order_consistency": None, "n": 0, "cells": []}
+    base_accuracy = found["base"]["mean_accuracy"] if "base" in found else None
+    return {"split": config.split, **found.get("judge", nothing), "base_mean_accuracy": base_accuracy}
+
+
+def _pictures(
+    config: EvaluateConfig,
+    metrics: dict[str, Any],
+    jobs: list[_Job],
+    names: list[str],
+    edits: ShardReader,
+    shards: ShardReader,
+    taxonomy: Taxonomy,
+    out: Path,
+) -> None:
+    """Side-by-side grids (the first conditions of each task, not chosen), win rates with intervals, the table of cells."""
+    for task in taxonomy.active:
+        rows, captions = [], []
+        for job in [job for job in jobs if job.condition.task == task.name][: config.grid_rows]:
+            key = job.condition.id
+            target = [shards[f"{key}.target"]] if f"{key}.target" in shards else [None]
+            asked = overlay(shards[f"{key}.image"], shards[f"{key}.mask"])
+            rows.append([asked, *(edits[job.key(name)] for name in names), *target])
+            captions.append(job.condition.prompt)
+        if rows:
+            save_picture(out, f"grid-{task.name}", grid(rows, columns=["asked", *names, "target"], captions=captions))
+    if not any(summary["tasks"] for summary in metrics["policy"].values()):
+        return  # no scenes: nothing is known by ground truth
+    save_picture(out, "win-rates", win_rate_plot(metrics["policy"], taxonomy))
+    cells = [(task, dimension) for task, dimension in taxonomy.cells]
+    lines = [
+        [taxonomy.task(task).title, dimension, *(_cell_text(summary, task, dimension) for summary in metrics["policy"].values())]
+        for task, dimension in cells
+    ]
+    save_picture(out, "cells", table(["task", "dimension", *metrics["policy"]], lines, title="Win rate over the base, by ground truth"))
+
+
+def win_rate_plot(policy: dict[str, Any], taxonomy: Taxonomy) -> Figure:
+    """Win rate over the base per task and over all, one dot with its interval per mode. `policy` is the metrics' entry of that name."""
+    titles = [task.title for task in taxonomy.active]
+    series: dict[str, list[tuple[float, float, float] | None]] = {}
+    for mode, summary in policy.items():
+        by_task = {entry["task"]: (entry["win_rate"], entry["lo"], entry["hi"]) for entry in summary["tasks"]}
+        whole = (summary["mean_win_rate"], summary["mean_lo"], summary["mean_hi"]) if summary["tasks"] else None
+        series[mode] = [*(by_task.get(task.name) for task in taxonomy.active), whole]
+    return rates([*titles, "All tasks"], series, x="win rate over the base")
+
+
+def _cell_text(summary: dict[str, Any], task: str, dimension: str) -> str:
+    for cell in summary["cells"]:
+        if (cell["task"], cell["dimension"]) == (task, dimension):
+            return f"{cell['win_rate']:.2f} ({cell['lo']:.2f} to {cell['hi']:.2f}), n {cell['n']}"
+    return "no data"

@@ -1,0 +1,224 @@
+"""From the records of an evaluation to its figures: nothing here looks at an image, so anyone can recompute every number.
+
+    items = read_items(folder / "items.jsonl")
+    recompute(items, Taxonomy.load(), split="test", choose_split="validation", tie_tolerance=0.02)
+
+`win_rate` is by ground truth on procedural scenes, ties half; measures differ in scale by orders of magnitude, so two of
+them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the unweighted mean over its
+dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better), averaged over both
+orders, is above one half. Photographs have no ground truth and are reported apart. Intervals: bootstrap over source images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+from models.taxonomy import Taxonomy
+from ops.statistics import Estimate, clustered_mean, nested_mean, outcome
+
+BASE, PRODUCTION = "base", "production"
+SCENE = "scene"  # the kind of condition whose perfect edit is known
+
+
+class Item(TypedDict):
+    """Everything measured on one edit: one condition, one seed, one policy. A line of items.jsonl."""
+
+    split: str
+    condition_id: str
+    source_id: str
+    task: str
+    kind: str
+    prompt: str
+    seed: int
+    policy: str  # "base", a reference mode, or "production"
+    policy_digest: str
+    judge_digest: str
+    measures: dict[str, float]  # dimension -> ground-truth measure, higher is better; empty where there is no ground truth
+    judge: dict[str, dict[str, list[float]]]  # opponent -> dimension -> [P(Yes | this, opponent), P(Yes | opponent, this)]
+    preservation_psnr: float  # dB outside the mask, raw output against the source
+
+
+class _Duel(NamedTuple):
+    """One dimension of one edit against the opponent's edit of the same condition from the same seed."""
+
+    task: str
+    dimension: str
+    source: str
+    key: tuple[str, int]
+    truth: float | None  # 1, 1/2 or 0
+    judge: float
+
+
+def write_items(path: Path, items: Iterable[Item]) -> None:
+    """Write items.jsonl, keys sorted."""
+    path.write_text("".join(json.dumps(item, sort_keys=True) + "\n" for item in items))
+
+
+def read_items(path: Path) -> list[Item]:
+    """Read a file written by `write_items`."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def duels(items: Sequence[Item], policy: str, opponent: str, tie_tolerance: float) -> list[_Duel]:
+    """Every paired comparison of two policies. Raises KeyError where the opponent lacks a condition or seed: pairs must be complete."""
+    theirs = {(item["condition_id"], item["seed"]): item for item in items if item["policy"] == opponent}
+    found = []
+    for item in items:
+        if item["policy"] != policy:
+            continue
+        key = (item["condition_id"], item["seed"])
+        other = theirs[key]
+        for dimension, (forward, backward) in item["judge"][opponent].items():
+            truth = None
+            if item["kind"] == SCENE and dimension in item["measures"]:
+                ours, against = item["measures"][dimension], other["measures"][dimension]
+                truth = outcome(ours - against, tie_tolerance * max(abs(ours), abs(against)))
+            preferred = outcome((forward + 1 - backward) / 2 - 0.5)
+            found.append(_Duel(item["task"], dimension, item["source_id"], key, truth, preferred))
+    return found
+
+
+def recompute(
+    items: Sequence[Item],
+    taxonomy: Taxonomy,
+    *,
+    split: str,
+    choose_split: str,
+    tie_tolerance: float,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """Every figure of an evaluation but the judge's own accuracy, from its records alone."""
+    tested = [item for item in items if item["split"] == split]
+    chosen_on = [item for item in items if item["split"] == choose_split] or tested
+    names = list(dict.fromkeys(item["policy"] for item in tested))
+    modes = [name for name in names if name not in (BASE, PRODUCTION)]
+    settings: dict[str, Any] = {"tie_tolerance": tie_tolerance, "confidence": confidence, "resamples": resamples}
+
+    def against(opponent: str) -> dict[str, Any]:
+        return {mode: _summary(tested, mode, opponent, taxonomy, **settings) for mode in modes}
+
+    metrics = {
+        "split": split,
+        "chosen_on": chosen_on[0]["split"] if chosen_on else None,
+        "best_mode": choose(chosen_on, modes, tie_tolerance),
+        "policy": against(BASE),
+        "photos": {mode: _photos(tested, mode, taxonomy, **settings) for mode in modes},
+        "absolute": {name: _absolute(tested, name, taxonomy) for name in names},
+    }
+    if PRODUCTION in names:
+        metrics["against_production"] = against(PRODUCTION)
+    return metrics
+
+
+def choose(items: Sequence[Item], modes: Sequence[str], tie_tolerance: float) -> str | None:
+    """The mode that beats the base most: by ground truth where there are scenes, else by the judge. The first wins a tie."""
+
+    def mean_rate(mode: str) -> float:
+        fought = duels(items, mode, BASE, tie_tolerance)
+        known = [duel for duel in fought if duel.truth is not None]
+        rows = known or fought
+        values = [duel.truth if duel.truth is not None else duel.judge for duel in rows]
+        return nested_mean(values, _levels(rows))
+
+    return max(modes, key=mean_rate) if items and modes else None
+
+
+def _levels(rows: Sequence[_Duel]) -> list[list[str]]:
+    return [[duel.task for duel in rows], [duel.dimension for duel in rows]]
+
+
+def _estimate(rows: Sequence[_Duel], by: str, confidence: float, resamples: int) -> Estimate:
+    values = [getattr(duel, by) for duel in rows]
+    return clustered_mean(values, [d.source for d in rows], _levels(rows), confidence=confidence, resamples=resamples)
+
+
+def _pairs(rows: Sequence[_Duel]) -> int:
+    return len({duel.key for duel in rows})
+
+
+def _summary(
+    items: Sequence[Item], mode: str, opponent: str, taxonomy: Taxonomy, *, tie_tolerance: float, confidence: float, resamples: int
+) -> dict[str, Any]:
+    """One mode against one opponent on the scenes; preservation over everything."""
+    rows = [duel for duel in duels(items, mode, opponent, tie_tolerance) if duel.truth is not None]
+    decided = [duel for duel in rows if duel.truth != 0.5]
+    summary: dict[str, Any] = {
+        "n": _pairs(rows),
+        "mean_win_rate": None,
+        "mean_lo": None,
+        "mean_hi": None,
+        "judge_mean_win_rate": None,
+        "judge_agreement": sum(d.truth == d.judge for d in decided) / len(decided) if decided else None,
+        "preservation_psnr": _mean_psnr(items, mode),
+        f"{opponent}_preservation_psnr": _mean_psnr(items, opponent),
+        "tasks": [],
+        "cells": [],
+        "missing_tasks": [task.name for task in taxonomy.active if not any(duel.task == task.name for duel in rows)],
+    }
+    if not rows:
+        return summary
+    mean = _estimate(rows, "truth", confidence, resamples)
+    summary |= {"mean_win_rate": mean.mean, "mean_lo": mean.lo, "mean_hi": mean.hi}
+    summary["judge_mean_win_rate"] = nested_mean([duel.judge for duel in rows], _levels(rows))
+    for task in taxonomy.active:
+        of_task = [duel for duel in rows if duel.task == task.name]
+        if not of_task:
+            continue
+        rate = _estimate(of_task, "truth", confidence, resamples)
+        summary["tasks"].append({"task": task.name, "n": _pairs(of_task), "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi})
+        for dimension in task.dimensions:
+            cell = [duel for duel in of_task if duel.dimension == dimension]
+            if cell:
+                rate = _estimate(cell, "truth", confidence, resamples)
+                figures = {"n": rate.n, "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi}
+                by_judge = sum(duel.judge for duel in cell) / len(cell)
+                summary["cells"].append({"task": task.name, "dimension": dimension, **figures, "judge_win_rate": by_judge})
+    return summary
+
+
+def _photos(
+    items: Sequence[Item], mode: str, taxonomy: Taxonomy, *, tie_tolerance: float, confidence: float, resamples: int
+) -> dict[str, Any] | None:
+    """What can be said of one mode on pictures without ground truth: the judge's opinion and preservation. None without any."""
+    pictures = [item for item in items if item["kind"] != SCENE]
+    rows = duels(pictures, mode, BASE, tie_tolerance)
+    if not rows:
+        return None
+    mean = _estimate(rows, "judge", confidence, resamples)
+    cells = []
+    for task, dimension in taxonomy.cells:
+        cell = [duel.judge for duel in rows if (duel.task, duel.dimension) == (task, dimension)]
+        if cell:
+            cells.append({"task": task, "dimension": dimension, "n": len(cell), "judge_win_rate": sum(cell) / len(cell)})
+    return {
+        "n": _pairs(rows),
+        "judge_mean_win_rate": mean.mean,
+        "judge_mean_lo": mean.lo,
+        "judge_mean_hi": mean.hi,
+        "preservation_psnr": _mean_psnr(pictures, mode),
+        "base_preservation_psnr": _mean_psnr(pictures, BASE),
+        "cells": cells,
+    }
+
+
+def _absolute(items: Sequence[Item], name: str, taxonomy: Taxonomy) -> list[dict[str, Any]]:
+    """Mean ground-truth measure per cell on the scenes."""
+    cells = []
+    for task, dimension in taxonomy.cells:
+        scores = [
+            item["measures"][dimension]
+            for item in items
+            if (item["policy"], item["task"], item["kind"]) == (name, task, SCENE) and dimension in item["measures"]
+        ]
+        if scores:
+            cells.append({"task": task, "dimension": dimension, "n": len(scores), "mean": sum(scores) / len(scores)})
+    return cells
+
+
+def _mean_psnr(items: Sequence[Item], name: str) -> float | None:
+    values = [item["preservation_psnr"] for item in items if item["policy"] == name]
+    return sum(values) / len(values) if values else None
