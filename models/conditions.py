@@ -43,20 +43,20 @@ def make_condition(
     """The request of `task` on `image`, or None where the picture cannot serve it (no words, no object, no caption).
 
     `object_mask` and `words_mask` (L, 255 on the thing) say where the task's subject is. `mask` is the user's own mask for
-    exactly this task and is taken as it is; `verbatim` takes the caption as the prompt even where the task asks for words.
-    `truth["object"]["caption"]`, where given, describes the object alone and goes before the caption for a task on the object.
+    exactly this task: it is taken as it is, and what it covers is then no answer to the prompt, so there is no target.
+    `verbatim` takes the caption as the prompt even where the task asks for words. `truth["object"]["caption"]`, where given,
+    describes the object alone and goes before the caption for a task on the object.
     """
     prompt = _prompt(task, caption, words, truth or {}, verbatim)
     if prompt is None:
         return None
+    target = clean if task.condition == "clean" else image if mask is None else None
     if mask is None:
         region = {"object": object_mask, "word": words_mask, "scene": None, "clean": object_mask, "background": object_mask}[task.condition]
         if region is None and task.condition in ("word", "clean", "background"):
             return None  # nothing to write, to take away, or to keep
         mask = make_mask(task.mask, image.size, region=region, rng=rng)
-        if mask is None:
-            return None
-    return Made(image, mask, prompt, clean if task.condition == "clean" else image)
+    return Made(image, mask, prompt, target) if mask else None
 
 
 def _prompt(task: Task, caption: str, words: str, truth: dict[str, Any], verbatim: bool) -> str | None:

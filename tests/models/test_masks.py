@@ -104,7 +104,7 @@ def test_a_picture_that_cannot_serve_a_task_makes_none():
 def test_the_users_own_mask_is_taken_as_it_is(disc):
     task = Taxonomy.load().task("extend")
     made = make_condition(task, Image.new("RGB", SIZE), caption="a sea", mask=disc, rng=np.random.default_rng(0))
-    assert made.mask is disc
+    assert made.mask is disc and made.target is None
 
 
 def test_a_condition_costs_under_a_millisecond(disc):
