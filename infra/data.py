@@ -1,0 +1,76 @@
+"""The shipped data and the base weights: fetched through the DVC pointer `data.dvc`, found by path or hub id.
+
+    ensure_data(repo_root)                         # data/ as data.dvc says, from the remote kept in the repository
+    weights("data/mini/flux", repo_root)           # a local folder
+    weights("hub:black-forest-labs/FLUX.1-Fill-dev", repo_root)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from infra.stores.base import directory_digest
+from models.errors import MissingWeights, ServerUnreachable
+
+POINTER = "data.dvc"
+HUB = "hub:"
+DOUBLES = ["flux1-*.safetensors", "ae.safetensors"]  # FLUX repositories hold every network once more, as single files
+
+
+def ensure_data(repo_root: Path) -> Path:
+    """Make `data/` what `data.dvc` says and return it. Offline once cloned: the default remote lies in the repository.
+
+    Raises MissingWeights when the pointer or the bytes behind it are not there.
+    """
+    if not (repo_root / POINTER).exists():
+        raise MissingWeights(f"{repo_root / POINTER} is missing.", "Clone the repository again, or make data/ with `onereward pretrain-mini`.")
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(repo_root)) as repo:
+            if not (repo_root / "data").exists() or repo.status(targets=[POINTER]):
+                repo.pull(targets=[POINTER], force=False)
+    except DvcException as error:
+        raise MissingWeights(
+            f"data/ cannot be made from {POINTER}: {error}.",
+            "Check the remote in .dvc/config; if you changed data/ yourself, move your files away or record them with `dvc add data`.",
+        ) from error
+    return repo_root / "data"
+
+
+def weights(source: str, repo_root: Path) -> Path:
+    """The local folder of base weights: a path (relative to the repository) or `hub:<id>[@revision]`, downloaded once.
+
+    Raises MissingWeights or ServerUnreachable.
+    """
+    if not source.startswith(HUB):
+        folder = repo_root / source
+        if not folder.is_dir():
+            raise MissingWeights(f"There is no weights folder {folder}.", "Run `dvc pull`, or correct `models` in the preset.")
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, revision = source.removeprefix(HUB).partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, ignore_patterns=DOUBLES))
+    except LocalEntryNotFoundError as error:
+        raise ServerUnreachable(
+            f"The hub does not answer and {name} is not in its cache.", "Check the network, or name a local folder in the preset."
+        ) from error
+    except HfHubHTTPError as error:
+        raise MissingWeights(f"The hub does not hand out {name}: {error}.", "Accept its licence there and set HF_TOKEN.") from error
+
+
+def weights_digest(folder: Path, cache: Path) -> str:
+    """SHA-256 (hex) of a weights folder. Large checkpoints are read once: `cache` remembers digests by file sizes and times."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stamp = hashlib.sha256("".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files).encode()).hexdigest()
+    known = json.loads(cache.read_text()) if cache.exists() else {}
+    if stamp not in known:
+        known[stamp] = directory_digest(folder)[0]
+        cache.write_text(json.dumps(known))
+    return known[stamp]
