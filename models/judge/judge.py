@@ -36,12 +36,8 @@ class Seen:
     tokens: Tensor
     grid: tuple[int, int, int]
 
-    def __getitem__(self, index: slice | Tensor) -> Seen:
+    def __getitem__(self, index: slice | list[int]) -> Seen:
         return Seen(self.tokens[index], self.grid)
-
-    def repeat(self, times: int) -> Seen:
-        """The whole batch `times` times over: [times * B, T, D]."""
-        return Seen(self.tokens.repeat(times, 1, 1), self.grid)
 
     def join(self, other: Seen) -> Seen:
         """This batch followed by another of the same grid. Raises BadImage when the grids differ."""

@@ -1,7 +1,7 @@
 """The two losses around the judge, as pure functions of tensors.
 
-    fitting the judge (section 3.1):  L = -1/2 E[ log P(Yes | winner, loser, q) + log P(No | loser, winner, q) ]
-    fitting the policy (Algorithm 1): J_e = max(0, lambda - P(Yes | evaluated, reference, q_e)), mean over the dimensions e
+Fitting the judge (arXiv 2508.21066, section 3.1): L = -1/2 E[ log P(Yes | winner, loser, q) + log P(No | loser, winner, q) ].
+Fitting the policy (Algorithm 1): J_e = max(0, lambda - P(Yes | evaluated, reference, q_e)), then the mean over the dimensions e.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 The same steps in the same order as `transformers.Qwen2VLImageProcessorPil`: resize to multiples of patch x merge inside its pixel limits,
 normalise, cut into patches grouped 2x2, repeat in time. Where no resize is needed the values agree to float rounding; where one is, to
-3/255 before normalisation, because PIL rounds to 8 bits after each of its two passes and torch does not (tests/models/test_judge_preprocess.py).
+1.5/255 before normalisation, because PIL rounds to 8 bits after each of its two passes and torch does not.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def preprocess(images: Tensor, image_processor: Qwen2VLImageProcessorPil) -> tup
         pixel_values [B * h * w, 3 * T * patch * patch] and image_grid_thw [B, 3] (1, h, w), as the vision tower takes them.
     """
     height, width = resized(images.shape[-2], images.shape[-1], image_processor)
-    if (height, width) != tuple(images.shape[-2:]):
-        images = F.interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)  # PIL clips too
+    for size in ((images.shape[-2], width), (height, width)):  # PIL's two passes: along rows, then columns, clipping after each
+        if size != tuple(images.shape[-2:]):
+            images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (image_processor.image_mean, image_processor.image_std))
     patch, merge, frames = image_processor.patch_size, image_processor.merge_size, image_processor.temporal_patch_size
     h, w = height // patch, width // patch

@@ -35,8 +35,8 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )  # Qwen2.5-VL's, in its order
-# One turn is `<|im_start|>role\n...<|im_end|>\n`, an image `<|vision_start|><|image_pad|><|vision_end|>`. No default system turn: at this size
-# its ten tokens would be a tenth of the sequence.
+# One turn is `<|im_start|>role\n...<|im_end|>\n`, an image `<|vision_start|><|image_pad|><|vision_end|>`. No default system turn:
+# at this size its ten tokens would be a tenth of the sequence.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}

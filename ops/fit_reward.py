@@ -1,0 +1,248 @@
+"""Fit the judge to preference pairs (arXiv 2508.21066, section 3.1).
+
+    fit_reward(FitRewardConfig(steps=700, learning_rate=3e-4), base_judge, curated, candidates, pairs, out, Progress(print))
+
+Minimises L = -1/2 E[ log P(Yes | winner, loser, q) + log P(No | loser, winner, q) ] over the training split, stops when the accuracy on
+the validation split no longer rises, and keeps the best weights; the base judge, at step 0, is the first contender. Writes model/ (merged
+when LoRA, with its processor), adapter/ (LoRA only), curve.jsonl, accuracy.jsonl (validation pairs, both orders, base and fitted),
+metrics.json and pictures/. Nothing outside `out` is touched, so an interrupted run leaves nothing behind. One process and one
+device: the vision tower is called apart from the language model, which data-parallel wrappers do not follow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import pydantic
+import torch
+from torch import Tensor
+
+from infra.progress import Progress
+from models.config import OpConfig
+from models.errors import NotEnoughData
+from models.judge import Judge, pair_loss
+from models.records import Pair, read_rows
+from models.taxonomy import Taxonomy
+from ops.folders import save_picture, write_metrics
+from ops.judge_accuracy import PairImages, ask, both_orders, cell_means, decisions, mean_over_cells, pair_rows, sources_of, summarise
+from ops.pictures import curves, rates
+
+
+class FitRewardConfig(OpConfig):
+    """How the judge is fitted."""
+
+    steps: int = pydantic.Field(2000, ge=1, description="Optimizer steps at most (ours).")
+    batch_size: int = pydantic.Field(16, ge=1, description="Pairs per step, each in both orders (paper: 16).")
+    micro_batch: int = pydantic.Field(0, ge=0, description="Pairs per forward pass, gradients added up; 0 takes the whole batch (ours).")
+    learning_rate: float = pydantic.Field(1e-6, gt=0, description="Peak learning rate of AdamW (paper: 1e-6).")
+    warmup_steps: int = pydantic.Field(50, ge=0, description="Steps of linear rise before the linear fall to zero (ours).")
+    weight_decay: float = pydantic.Field(0.01, ge=0, description="AdamW's decoupled weight decay (ours).")
+    max_grad_norm: float = pydantic.Field(1.0, gt=0, description="Gradient norm is clipped to this (ours).")
+    lora_rank: int = pydantic.Field(0, ge=0, description="Rank of LoRA on every linear layer; 0 trains all weights (ours).")
+    lora_alpha: int = pydantic.Field(32, ge=1, description="LoRA's scale times its rank (ours).")
+    eval_every: int = pydantic.Field(50, ge=1, description="Steps between accuracies on the validation split (ours).")
+    patience: int = pydantic.Field(6, ge=1, description="Accuracies in a row without a new best before stopping (ours).")
+    max_pairs: int = pydantic.Field(0, ge=0, description="Training pairs at most, drawn at random; 0 takes all (ours).")
+    max_validation_pairs: int = pydantic.Field(0, ge=0, description="Validation pairs at most, drawn at random; 0 takes all (ours).")
+    paste_source: bool = pydantic.Field(True, description="Show candidates pasted into the source image outside the mask (ours).")
+    dtype: Literal["float32", "bfloat16"] = pydantic.Field(
+        "float32", description="Type of the weights (ours); bfloat16 is meant for LoRA: full training at 1e-6 is lost in its rounding."
+    )
+    gradient_checkpointing: bool = pydantic.Field(False, description="Trade time for memory; for full-size judges (ours).")
+    seed: int = pydantic.Field(0, ge=0, description="Seed of the order of pairs and of LoRA's initial weights (ours).")
+
+
+def fit_reward(
+    config: FitRewardConfig,
+    base_judge: Path,
+    curated: Path,
+    candidates: Path,
+    pairs: Path,
+    out: Path,
+    progress: Progress,
+    taxonomy: Taxonomy | None = None,
+) -> dict[str, Any]:
+    """Fit a judge into `out`, an empty folder.
+
+    Args:
+        base_judge: folder of a Qwen2.5-VL or of an earlier reward model.
+        curated, candidates, pairs: artifacts of those stages.
+        taxonomy: tasks, dimensions and the query; the shipped one if None.
+
+    Returns:
+        what metrics.json holds: mean_accuracy, base_mean_accuracy, order_consistency, cells, steps, best_step, ... on the validation split.
+
+    Raises:
+        MissingWeights, BrokenWeights: the base judge cannot be read.
+        NotEnoughData: no training or no validation pairs.
+        BadManifest, BadImage, UnknownVersion: the three artifacts do not belong together.
+    """
+    taxonomy = taxonomy or Taxonomy.load()
+    rows = read_rows(pairs / "pairs.jsonl", Pair)
+    train = _pick(rows, "train", config.max_pairs, config.seed)
+    validation = _pick(rows, "validation", config.max_validation_pairs, config.seed)
+    sources_of(curated, train)  # fail before training when the artifacts do not belong together
+    judge = Judge.load(base_judge, taxonomy, getattr(torch, config.dtype))
+    judge.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if config.gradient_checkpointing:
+        judge.model.gradient_checkpointing_enable()
+    fit = _Fit(config, judge, taxonomy, PairImages(curated, candidates, config.paste_source), validation, progress)
+    fit.run(train)
+    metrics, figures = _report(fit, len(train), sources_of(curated, validation))
+    fit.save(out)
+    _write_lines(out / "curve.jsonl", fit.curve)
+    _write_lines(out / "accuracy.jsonl", figures)
+    _draw(out, metrics, fit.curve)
+    write_metrics(out, metrics)
+    return metrics
+
+
+def _pick(rows: Sequence[Pair], split: str, most: int, seed: int) -> list[Pair]:
+    chosen = [row for row in rows if row.split == split]
+    if not chosen:
+        raise NotEnoughData(f"There are no {split} pairs.", "Label more conditions, or lower the share of ties.")
+    if most and most < len(chosen):
+        kept = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:most]
+        chosen = [chosen[i] for i in sorted(kept.tolist())]
+    return chosen
+
+
+def _batches(pairs: Sequence[Pair], size: int, seed: int) -> Iterator[list[Pair]]:
+    """Endless batches: every pair once per pass, each pass in a new order, batches running on across passes."""
+    generator = torch.Generator().manual_seed(seed)
+    queue: list[int] = []
+    while True:
+        while len(queue) < size:
+            queue += torch.randperm(len(pairs), generator=generator).tolist()
+        batch, queue = queue[:size], queue[size:]
+        yield [pairs[i] for i in batch]
+
+
+class _Fit:
+    """The training loop and its state: log-odds on the validation pairs of the untouched judge (`base_odds`) and of the best weights."""
+
+    def __init__(
+        self, config: FitRewardConfig, judge: Judge, taxonomy: Taxonomy, images: PairImages, validation: Sequence[Pair], progress: Progress
+    ):
+        self.config, self.judge, self.taxonomy, self.images = config, judge, taxonomy, images
+        self.validation, self.progress = validation, progress
+        self.curve: list[dict[str, Any]] = []
+        self.best = (-1.0, 0.0)  # accuracy, then minus loss: on few pairs ties in accuracy are frequent
+        self.best_step = self.step = 0
+        self.adapted: peft.PeftModel | None = None
+        if config.lora_rank:
+            torch.manual_seed(config.seed)
+            lora = peft.LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear")
+            adapted = peft.get_peft_model(judge.model, lora)  # injects the layers into judge.model itself
+            assert isinstance(adapted, peft.PeftModel)
+            self.adapted = adapted
+        self.weights = {name: weight for name, weight in judge.model.named_parameters() if weight.requires_grad}
+        self.base_odds = self.best_odds = self._evaluate(None)
+
+    def run(self, train: Sequence[Pair]) -> None:
+        """Train until `steps`, or until the accuracy has not risen for `patience` evaluations; leaves the best weights in the judge."""
+        config, warmup = self.config, self.config.warmup_steps
+        optimizer = torch.optim.AdamW(self.weights.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / (warmup + 1), (config.steps - step) / max(1, config.steps - warmup))
+        )
+        batches = _batches(train, config.batch_size, config.seed)
+        stale = 0  # evaluations since the best
+        self.judge.model.train()
+        with self.progress.bar("fit_reward", total=config.steps, unit="step") as bar:
+            while self.step < config.steps and stale < config.patience:
+                loss = self._gradient(next(batches))
+                torch.nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                self.step += 1
+                if self.step == config.steps or self.step % config.eval_every == 0:
+                    self._evaluate(loss)
+                    stale = 0 if self.best_step == self.step else stale + 1
+                bar.advance(loss=loss, best_accuracy=self.best[0])
+        for name, weight in self.weights.items():
+            weight.data.copy_(self.kept[name])
+        self.judge.model.eval()
+
+    def _gradient(self, batch: Sequence[Pair]) -> float:
+        """Add up the gradient of the mean loss over the batch; returns that loss."""
+        size = self.config.micro_batch or len(batch)
+        total = 0.0
+        for start in range(0, len(batch), size):
+            part = batch[start : start + size]
+            loss = pair_loss(*both_orders(self.judge, self.taxonomy, self.images, part)) * (len(part) / len(batch))
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def _evaluate(self, loss: float | None) -> tuple[Tensor, Tensor]:
+        """Add a point to the curve; keep weights and log-odds when they are the best so far."""
+        size = self.config.micro_batch or self.config.batch_size
+        odds = ask(self.judge, self.taxonomy, self.images, self.validation, batch_size=size, progress=Progress())
+        accuracy, held_out = mean_over_cells(self.validation, decisions(*odds)[0]), pair_loss(*odds).item()
+        self.curve.append({"step": self.step, "loss": loss, "validation_loss": held_out, "accuracy": accuracy})
+        if (accuracy, -held_out) > self.best:
+            self.best, self.best_step, self.best_odds = (accuracy, -held_out), self.step, odds
+            self.kept = {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights.items()}
+        return odds
+
+    def save(self, out: Path) -> None:
+        """Write adapter/ when LoRA, then model/ with the adapter merged in."""
+        if self.adapted is not None:
+            # the base's path on this machine must be neither in the artifact nor in its digest
+            self.adapted.peft_config["default"].base_model_name_or_path = ""
+            self.adapted.save_pretrained(str(out / "adapter"))
+            (out / "adapter" / "README.md").unlink(missing_ok=True)  # peft's template of a model card, never filled in
+            self.adapted.merge_and_unload()
+        self.judge.save(out / "model")
+
+
+def _report(fit: _Fit, pairs_train: int, sources: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """metrics.json and the rows of accuracy.jsonl."""
+    pairs, taxonomy = fit.validation, fit.taxonomy
+    found = summarise(taxonomy, pairs, sources, *fit.best_odds)
+    base_right, base_consistent = decisions(*fit.base_odds)
+    base_cells = cell_means(pairs, base_right)
+    for cell in found["cells"]:
+        cell["base_accuracy"] = base_cells[cell["task"], cell["dimension"]]
+    metrics = {
+        **found,
+        "base_mean_accuracy": mean_over_cells(pairs, base_right),
+        "base_order_consistency": sum(base_consistent) / len(pairs),
+        "loss": pair_loss(*fit.best_odds).item(),
+        "base_loss": pair_loss(*fit.base_odds).item(),
+        "split": pairs[0].split,
+        "steps": fit.step,
+        "best_step": fit.best_step,
+        "pairs_train": pairs_train,
+        "pairs_validation": len(pairs),
+        "query_version": taxonomy.query_template.version,
+    }
+    fitted, base = (pair_rows(pairs, sources, *odds) for odds in (fit.best_odds, fit.base_odds))
+    orders = ("p_winner_first", "p_loser_first")
+    rows = [{**row, **{f"base_{key}": before[key] for key in orders}} for row, before in zip(fitted, base, strict=True)]
+    return metrics, rows
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _draw(out: Path, metrics: dict[str, Any], curve: Sequence[dict[str, Any]]) -> None:
+    cells = metrics["cells"]
+    labels = [f"{cell['task']} · {cell['dimension'].replace('_', ' ')} (n={cell['n']})" for cell in cells]
+    fitted = [(cell["accuracy"], cell["lo"], cell["hi"]) for cell in cells]
+    base = [(cell["base_accuracy"],) * 3 for cell in cells]
+    save_picture(out, "accuracy", rates(labels, {"base": base, "fitted": fitted}, x="agreement with the annotators, validation pairs"))
+    steps = [point["step"] for point in curve]
+    shown = {
+        "accuracy (validation)": (steps, [point["accuracy"] for point in curve]),
+        "loss (validation)": (steps, [point["validation_loss"] for point in curve]),
+        "loss (last training batch)": (steps[1:], [point["loss"] for point in curve[1:]]),
+    }
+    save_picture(out, "curve", curves(shown, x="step", y=""))
