@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from models.errors import BadLabel, ConfigError, DiskFull, ServerUnreachable, StoreError
-from models.records import Preference, write_rows
+from models.records import Preference
 
 WAIT_S = 30  # ours: how long a writer waits for another one
 
@@ -134,12 +134,6 @@ class LabelStore:
         """The newest label's id, 0 without any. A corrected label gets a new id."""
         with self._session() as session:
             return session.scalar(_of(sa.select(sa.func.max(_Label.id)), sources)) or 0
-
-    def export_jsonl(self, path: Path, candidates_digest: str) -> int:
-        """Write the labels for these candidates as `Preference` rows; return their number."""
-        rows = self.rows(candidates_digest)
-        write_rows(path, rows)
-        return len(rows)
 
     def close(self) -> None:
         self._engine.dispose()

@@ -30,7 +30,7 @@ from models.config import OpConfig
 from models.errors import BadLabel, BadManifest, NotEnoughData
 from models.images import paste, to_mask, to_tensor
 from models.mini.measures import measure
-from models.records import Candidate, Condition, Preference, read_rows
+from models.records import Candidate, Condition, Preference, read_rows, write_rows
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
 from ops.folders import write_metrics
@@ -60,25 +60,28 @@ def label_scripted(
     out: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Label every condition with a known perfect edit, then write all labels for these candidates (people's too) into `out`.
+    """Label every condition with a known perfect edit, and write these labels and people's for the same candidates into `out`.
 
     Writes `preferences.jsonl` and `metrics.json`; returns the metrics. Running again changes nothing. Raises NotEnoughData
     when there is no label at all.
     """
     conditions = {row.id: row for row in read_rows(curated / "conditions.jsonl", Condition)}
     shown = _by_condition(candidates)
+    preferences = [row for row in labels.rows(candidates_digest) if row.source == "import"]
     if config.scripted:
         scores = _scores(conditions, shown, curated, candidates, taxonomy, progress)
         spread = _spread(conditions, scores)
-        rows = [_judge(config, conditions[key[0]], key[1], scores[key], spread) for key in sorted(scores)]
+        rows = [_judge(config, conditions[condition], dimension, values, spread) for (condition, dimension), values in scores.items()]
+        people = {_question(row) for row in preferences}  # the script never writes over a person of its name
+        rows = [row for row in rows if _question(row) not in people]
         new = labels.add(rows, candidates_digest, replace=True)
         progress.say(f"{config.annotator}: {len(rows)} labels, {new} of them new")
-    preferences = labels.rows(candidates_digest)
+        preferences = sorted(preferences + rows, key=_question)
     if not preferences:
         raise NotEnoughData(
             "There is no label for these candidates.", "Import labels of people, or use conditions whose perfect edit is known."
         )
-    labels.export_jsonl(out / "preferences.jsonl", candidates_digest)
+    write_rows(out / "preferences.jsonl", preferences)
     metrics = {
         "labels": len(preferences),
         "annotators": dict(Counter(row.annotator for row in preferences)),
@@ -88,6 +91,10 @@ def label_scripted(
     }
     write_metrics(out, metrics)
     return metrics
+
+
+def _question(row: Preference) -> tuple[str, str, str]:
+    return row.condition_id, row.dimension, row.annotator
 
 
 def _by_condition(candidates: Path) -> dict[str, list[str]]:

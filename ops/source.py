@@ -48,7 +48,9 @@ class SourceConfig(OpConfig):
     min_size: int = pydantic.Field(32, ge=1, description="A picture with a shorter side is refused, px (ours).")
     n_scenes: int = pydantic.Field(400, ge=0, description="Procedural scenes in the seed data (ours).")
     crops_per_photo: int = pydantic.Field(16, ge=0, description="Crops of each real photograph in the seed data (ours).")
-    seed: int = pydantic.Field(0, ge=0, description="Seed of scenes and crops (ours).")
+    seed: int = pydantic.Field(
+        0, ge=0, lt=10, description="Seed of scenes and crops; beyond 9 begin the scenes that the mini base has learned from (ours)."
+    )
 
 
 class _Line(pydantic.BaseModel):
@@ -137,7 +139,7 @@ def _items(config: SourceConfig, taxonomy: Taxonomy) -> tuple[Iterator[_Taken | 
 def _seed_items(config: SourceConfig) -> Iterator[_Taken]:
     size = config.size or SEED_SIZE
     for index in range(config.n_scenes):
-        scene = render_scene(config.seed * 1_000_000 + index, size)  # ours: a million scenes per seed before two seeds meet
+        scene = render_scene(config.seed * 1_000_000 + index, size)  # a million before two seeds meet
         name = f"scene-{index:06d}"
         row = Source(
             id=name, kind="scene", caption=scene.caption, words=scene.words, licence="generated", truth={**scene.truth, "origin": name}

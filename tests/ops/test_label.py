@@ -134,6 +134,23 @@ def test_peoples_labels_come_in_once(made, labels, tmp_path):
     assert people(made, labels, tmp_path, [given], replace=True) == 1
 
 
+def test_an_earlier_configuration_leaves_no_trace(made, labels, tmp_path):
+    wanted, _ = label(made, labels, tmp_path / "1")
+    label(made, labels, tmp_path / "2", annotator="another", error_rate=1.0)
+    again, metrics = label(made, labels, tmp_path / "3")
+    assert again == wanted and metrics["annotators"].keys() == {"scripted"}
+    with pytest.raises(NotEnoughData):
+        label(made, labels, tmp_path / "4", scripted=False)
+
+
+def test_the_script_never_writes_over_a_person_of_its_name(made, labels, tmp_path):
+    condition = conditions(made)[1]
+    people(made, labels, tmp_path, [line(condition, annotator="scripted")])
+    rows, _ = label(made, labels, tmp_path / "out")
+    mine = [row for row in rows if row.condition_id == condition.id]
+    assert {row.source for row in mine} == {"import"} and {row.best for row in mine} == {f"{condition.id}.2"}
+
+
 def test_exported_labels_can_be_imported(made, labels, tmp_path):
     rows, _ = label(made, labels, tmp_path / "out")
     assert export_labels(tmp_path / "all.jsonl", labels, DIGEST) == len(conditions(made))
