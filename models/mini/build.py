@@ -61,14 +61,14 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_transformer() -> FluxTransformer2DModel:
-    """Untrained transformer: 2 double and 4 single blocks of width 192 (FLUX: 19, 38, 3072)."""
+    """Untrained transformer: 2 double and 4 single blocks of width 160 (FLUX: 19, 38, 3072)."""
     return FluxTransformer2DModel(
         in_channels=384,
         out_channels=64,
         num_layers=2,
         num_single_layers=4,
         attention_head_dim=32,
-        num_attention_heads=6,
+        num_attention_heads=5,
         joint_attention_dim=TEXT_WIDTH,
         pooled_projection_dim=TEXT_WIDTH,
         guidance_embeds=True,

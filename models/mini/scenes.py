@@ -148,7 +148,8 @@ def render_scene(seed: int, size: int = 64) -> Scene:
     if sign:
         layer = clean.resize((big, big), Image.Resampling.BICUBIC)
         _draw_sign(layer, sign, word, dark, SUPERSAMPLE)
-        clean.paste(layer.crop([v * SUPERSAMPLE for v in sign]).resize((sign[2] - sign[0], sign[3] - sign[1]), Image.Resampling.BOX), sign[:2])
+        drawn = layer.crop([v * SUPERSAMPLE for v in sign]).resize((sign[2] - sign[0], sign[3] - sign[1]), Image.Resampling.BOX)
+        clean.paste(drawn, sign[:2])
     cover = Image.new("L", (big, big), 0)
     _draw_shape(shape, tuple(v * SUPERSAMPLE for v in box), cover, 255)  # type: ignore[arg-type]
     cover = cover.resize((size, size), Image.Resampling.BOX)

@@ -1,0 +1,88 @@
+"""Is a trained policy a sane network? Finite, moved away from its start, and quiet outside the mask. Quality is evaluation's business."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from models.adapters import Shadow
+from models.flux_fill.sampler import Sampler
+from models.images import to_mask, to_pil, to_tensor
+from models.records import Condition
+from models.shards import ShardReader
+from models.taxonomy import Taxonomy
+from ops.evaluate import preservation
+from ops.folders import read_metrics, save_picture
+from ops.pictures import curves, grid, overlay
+
+SHOWN = 6  # ours: conditions in the before-and-after picture
+
+
+def rewarded_dimensions(taxonomy: Taxonomy, judge: Path, least: float) -> dict[str, tuple[str, ...]]:
+    """Per active task the dimensions worth rewarding: those whose judge accuracy has a lower bound of `least` or more.
+
+    What the judge cannot judge must not be rewarded. A judge's folder without measured cells (a base judge) rewards all.
+    """
+    cells = read_metrics(judge).get("cells", []) if (judge / "metrics.json").exists() else []
+    low = {(cell["task"], cell["dimension"]): cell["lo"] for cell in cells}
+    unmeasured = 0.0 if cells else 1.0
+    return {task.name: tuple(d for d in task.dimensions if low.get((task.name, d), unmeasured) >= least) for task in taxonomy.active}
+
+
+@torch.no_grad()
+def measure_health(
+    policy: nn.Module,
+    base: Shadow,
+    sampler: Sampler,
+    shards: ShardReader,
+    conditions: Sequence[Condition],
+    rows: Sequence[Mapping[str, Any]],
+    taxonomy: Taxonomy,
+    steps: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Health figures of the weights now in `policy`, against `base`, on validation conditions; writes the run's pictures.
+
+    Returns finite (weights and every loss), relative_change (norm of the move over norm of the start), and the mean PSNR in dB
+    of the raw output outside the mask, of policy and base, from the same seeds.
+    """
+    moved = sum(float((p.detach() - base.values[n]).pow(2).sum()) for n, p in base.parameters.items())
+    start = sum(float(p.detach().pow(2).sum()) for p in policy.parameters())
+    finite = all(bool(torch.isfinite(p).all()) for p in policy.parameters()) and all(math.isfinite(row["loss"]) for row in rows)
+    figures: dict[str, Any] = {"finite": finite, "relative_change": math.sqrt(moved / start) if finite else math.nan}
+
+    after, before = [], []
+    for index, condition in enumerate(conditions):
+        after.append(_edit(policy, sampler, shards, condition, index, steps))
+        with base.applied():
+            before.append(_edit(policy, sampler, shards, condition, index, steps))
+    sources = [(to_tensor(shards[f"{c.id}.image"]), to_mask(shards[f"{c.id}.mask"])) for c in conditions]
+    for name, images in (("preservation_psnr", after), ("base_preservation_psnr", before)):
+        kept = [preservation(image.cpu(), *source) for image, source in zip(images, sources, strict=True)]
+        figures[name] = sum(kept) / len(kept)
+
+    table: list[list[Image.Image | None]] = [
+        [overlay(shards[f"{c.id}.image"], shards[f"{c.id}.mask"]), to_pil(b), to_pil(a)]
+        for c, b, a in zip(conditions[:SHOWN], before, after, strict=False)
+    ]
+    captions = [f"{taxonomy.task(c.task).title}: {c.prompt}" for c in conditions[:SHOWN]]
+    save_picture(out, "before_after", grid(table, columns=["asked", "base", "policy"], captions=captions))
+    tasks = [task for task in taxonomy.active if any(row["task"] == task.name for row in rows)]
+    series = {
+        task.title: ([row["step"] for row in rows if row["task"] == task.name], [row["reward"] for row in rows if row["task"] == task.name])
+        for task in tasks
+    }
+    save_picture(out, "curve", curves(series, x="step", y="mean P(yes)", title="Reward while training", reference=0.5, smooth=7))
+    return figures
+
+
+def _edit(policy: nn.Module, sampler: Sampler, shards: ShardReader, condition: Condition, seed: int, steps: int) -> Tensor:
+    """One edit [3, H, W]; the seed is the condition's place in the list, so that base and policy start from one noise."""
+    image, mask = to_tensor(shards[f"{condition.id}.image"])[None], to_mask(shards[f"{condition.id}.mask"])[None]
+    return sampler.sample(policy, sampler.encode(image, mask, [condition.prompt]), [seed], steps=steps)[0]  # type: ignore[arg-type]

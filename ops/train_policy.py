@@ -1,0 +1,256 @@
+"""Multi-task reward-feedback RL of FLUX Fill: Algorithms 1 and 2 of arXiv 2508.21066.
+
+    train_policy(TrainPolicyConfig(iterations=60), base, judge, curated, out, Progress(print), Taxonomy.load(), mode="static", scratch=work)
+
+One iteration (`Trainer.iterate`): draw a task k and a stop step t; the reference denoises fully; the policy denoises to t without
+gradient and predicts x0 = x_t - sigma_t v in one step with it; the judge compares both on every dimension e of the task;
+the policy goes down the gradient of the mean over e of max(0, cap - P(Yes | evaluated, reference, q)).
+`static` keeps the reference and averages the policy aside (Algorithm 1); `ema` lets the reference follow (Algorithm 2).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from infra.progress import Progress
+from models.adapters import Shadow, trainable
+from models.config import OpConfig
+from models.errors import ConfigError, NotEnoughData
+from models.flux_fill.loading import load_pipeline
+from models.flux_fill.sampler import Encoded, Sampler
+from models.images import paste, to_mask, to_tensor
+from models.judge import Judge
+from models.judge.loss import hinge_reward_loss
+from models.records import Condition, read_rows
+from models.shards import ShardReader
+from models.taxonomy import Task, Taxonomy
+from ops.checkpoints import load_newest, save
+from ops.folders import write_metrics
+from ops.policy_health import measure_health, rewarded_dimensions
+
+MODES = ("static", "ema")
+
+
+class TrainPolicyConfig(OpConfig):
+    """How the policy is trained."""
+
+    iterations: int = Field(8000, ge=1, description="policy steps (paper: about 8,000 shown)")
+    batch_size: int = Field(8, ge=1, description="conditions per iteration, all of one task (paper: 8)")
+    learning_rate: float = Field(1e-5, gt=0, description="AdamW learning rate, constant after warm-up (paper: 1e-5)")
+    warmup: int = Field(10, ge=0, description="iterations of linear warm-up (ours)")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this (ours)")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay (ours)")
+    cap: float = Field(0.9, gt=0, le=1, description="lambda: a dimension judged better than this gives no gradient (ours)")
+    decay: float = Field(0.99, ge=0, lt=1, description="tau of the average (static) or the following reference (ema) (ours)")
+    deliver: Literal["policy", "average"] = Field("policy", description="which of the two returned weights becomes the version (ours)")
+    steps: int = Field(28, ge=2, description="inference steps of reference and policy (ours)")
+    stop_low: int = Field(14, ge=1, description="earliest stop step t1 (ours)")
+    stop_high: int = Field(27, ge=1, description="latest stop step t2, at most steps - 1 (ours)")
+    guidance_scale: float = Field(1.0, description="FLUX's distilled guidance (the authors' demos: 1.0)")
+    true_cfg: float = Field(1.0, ge=1, description="classifier-free guidance while training (ours)")
+    negative_prompt: str = Field("nsfw", description="negative prompt where true_cfg is above 1 (the authors' demos)")
+    lora_rank: int = Field(0, ge=0, description="rank of LoRA layers; 0 trains every weight (ours)")
+    lora_alpha: int = Field(32, ge=1, description="LoRA scale (ours)")
+    paste_source: bool = Field(True, description="paste both images into the source outside the mask before judging (ours)")
+    least_judged: float = Field(0.5, ge=0, le=1, description="cells whose judge accuracy's lower bound is under this give no reward (ours)")
+    checkpoint_every: int = Field(50, ge=1, description="iterations between checkpoints (ours)")
+    health_conditions: int = Field(32, ge=1, description="validation conditions on which health is measured (ours)")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of frozen weights and activations (ours)")
+    gradient_checkpointing: bool = Field(False, description="trade time for memory (ours)")
+    seed: int = Field(0, description="seed of every draw (ours)")
+
+    @model_validator(mode="after")
+    def _stops(self) -> TrainPolicyConfig:
+        if not self.stop_low <= self.stop_high < self.steps:
+            raise ValueError(f"stop steps {self.stop_low}..{self.stop_high} must lie inside 1..{self.steps - 1}")
+        return self
+
+
+def train_policy(
+    config: TrainPolicyConfig,
+    base: Path,
+    judge: Path,
+    curated: Path,
+    out: Path,
+    progress: Progress,
+    taxonomy: Taxonomy,
+    mode: str,
+    scratch: Path,
+) -> dict[str, Any]:
+    """Train one policy and write it with its curve, health figures and pictures.
+
+    Args:
+        base: FLUX Fill folder the policy starts from, which is also its first reference.
+        judge: a reward_model artifact (its metrics say which cells it can judge) or a judge's folder.
+        mode: `static` (Algorithm 1) or `ema` (Algorithm 2).
+        scratch: holds checkpoints; a run interrupted here goes on from the newest.
+
+    Raises ConfigError, NotEnoughData, MissingWeights, BrokenWeights.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"Unknown reference mode {mode!r}.", f"Use one of {', '.join(MODES)}.")
+    trainer = Trainer(config, base, judge, curated, taxonomy, mode)
+    checkpoints = scratch / "checkpoints"
+    done = trainer.resume(checkpoints)
+    if done:
+        progress.say(f"policy {mode}: resumed after iteration {done}")
+    with progress.bar(f"policy {mode}", config.iterations, "step") as bar:
+        bar.advance(done)
+        for step in range(done, config.iterations):
+            row = trainer.iterate(step)
+            bar.advance(1, loss=row["loss"], reward=row["reward"])
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.iterations:
+                trainer.checkpoint(checkpoints, step + 1)
+    return trainer.finish(out, progress)
+
+
+class Trainer:
+    """Everything one run holds: policy, its shadows, judge, sampler, conditions by task."""
+
+    def __init__(self, config: TrainPolicyConfig, base: Path, judge: Path, curated: Path, taxonomy: Taxonomy, mode: str):
+        self.config, self.curated, self.taxonomy, self.mode = config, curated, taxonomy, mode
+        self.accelerator = Accelerator()
+        device, dtype = self.accelerator.device, getattr(torch, config.dtype)
+        torch.manual_seed(config.seed)
+        pipe = load_pipeline(base, dtype).to(device)
+        self.sampler = Sampler(pipe)
+        if config.gradient_checkpointing:
+            pipe.transformer.enable_gradient_checkpointing()
+        self.policy, self.parameters = trainable(pipe.transformer.eval(), lora_rank=config.lora_rank, lora_alpha=config.lora_alpha)
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.float()  # optimizer steps of 1e-5 vanish in bfloat16
+        self.judge = Judge.load(judge / "model" if (judge / "model").is_dir() else judge, taxonomy, dtype)
+        self.judge.model.to(device).requires_grad_(False)
+        self.base = Shadow(self.parameters)  # the start, for the health figures
+        self.reference = Shadow(self.parameters)  # static: stays; ema: follows
+        self.average = Shadow(self.parameters) if mode == "static" else self.reference
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.network, self.optimizer = self.accelerator.prepare(self.policy, self.optimizer)
+        self.shards = ShardReader(curated)
+        self.conditions = [row for row in read_rows(curated / "conditions.jsonl", Condition) if row.split == "train"]
+        self.rewarded = rewarded_dimensions(taxonomy, judge, config.least_judged)
+        self.tasks = [t for t in taxonomy.active if self.rewarded[t.name] and any(c.task == t.name for c in self.conditions)]
+        if not self.tasks:
+            raise NotEnoughData(f"{curated} has no training condition of a task the judge can judge.", "Label more, or lower least_judged.")
+        self.rows: list[dict[str, Any]] = []
+
+    def iterate(self, step: int) -> dict[str, Any]:
+        """One iteration of Algorithm 1 or 2. Its draws depend on (seed, step) alone, so a resumed run repeats nothing and skips nothing."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, step])  # the same on every process: one task and one stop step per global batch
+        shares = np.array([task.probability for task in self.tasks])
+        task = self.tasks[rng.choice(len(self.tasks), p=shares / shares.sum())]
+        stop = int(rng.integers(config.stop_low, config.stop_high + 1))
+        pool = [c for c in self.conditions if c.task == task.name]
+        batch = [pool[i] for i in rng.choice(len(pool), config.batch_size, replace=len(pool) < config.batch_size)]
+        seeds = rng.integers(2**31, size=(2, config.batch_size))  # two different noises
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        sources, masks, encoded = self._encode(batch[mine])
+        loss, p_yes = self._loss(task, batch[mine], sources, masks, encoded, seeds[0, mine].tolist(), seeds[1, mine].tolist(), stop)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), config.max_grad_norm)
+        self.optimizer.step()
+        self.average.follow(config.decay)
+        row = {"step": step + 1, "task": task.name, "stop": stop, "loss": float(loss.detach()), "grad_norm": float(norm or 0.0)}
+        row["reward"] = float(p_yes.mean())
+        row["rewards"] = dict(zip(self.rewarded[task.name], p_yes.mean(1).tolist(), strict=True))
+        self.rows.append(row)
+        return row
+
+    def _encode(self, batch: list[Condition]) -> tuple[Tensor, Tensor, Encoded]:
+        device = self.accelerator.device
+        sources = torch.stack([to_tensor(self.shards[f"{c.id}.image"]) for c in batch]).to(device)  # [B, 3, H, W]
+        masks = torch.stack([to_mask(self.shards[f"{c.id}.mask"]) for c in batch]).to(device)  # [B, 1, H, W]
+        negatives = [self.config.negative_prompt] * len(batch) if self.config.true_cfg > 1 else None
+        return sources, masks, self.sampler.encode(sources, masks, [c.prompt for c in batch], negatives)
+
+    def _loss(
+        self,
+        task: Task,
+        batch: list[Condition],
+        sources: Tensor,
+        masks: Tensor,
+        encoded: Encoded,
+        reference_seeds: list[int],
+        policy_seeds: list[int],
+        stop: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The mean of J_e and P(Yes) [D, B], both over the rewarded dimensions."""
+        config, sampler, (height, width) = self.config, self.sampler, sources.shape[-2:]
+        settings: dict[str, Any] = {"true_cfg": config.true_cfg, "guidance_scale": config.guidance_scale}
+        with torch.no_grad():
+            with self.reference.applied():
+                x0, _ = sampler.denoise(
+                    self.network, encoded, sampler.noise(reference_seeds, height, width), steps=config.steps, **settings
+                )
+            reference = sampler.decode(x0, height, width)
+            noise = sampler.noise(policy_seeds, height, width)
+            x_t, sigma = sampler.denoise(self.network, encoded, noise, steps=config.steps, stop=stop, **settings)
+        evaluated = sampler.decode(sampler.predict_x0(self.network, x_t, sigma, encoded, **settings), height, width)
+        if config.paste_source:
+            reference, evaluated = paste(sources, reference, masks), paste(sources, evaluated, masks)
+        dimensions = self.rewarded[task.name]
+        first, second = self.judge.encode(evaluated), self.judge.encode(reference)  # once, whatever is asked
+        p_yes = torch.stack(
+            [
+                self.judge.compare(first, second, [self.taxonomy.query(task.name, name, c.prompt) for c in batch]).sigmoid()
+                for name in dimensions
+            ]
+        )  # [D, B]
+        weights = p_yes.new_tensor([self.taxonomy.dimension(name).weight for name in dimensions])
+        return hinge_reward_loss(p_yes, config.cap, weights), p_yes.detach()
+
+    def _validation(self) -> list[Condition]:
+        rows = [row for row in read_rows(self.curated / "conditions.jsonl", Condition) if row.split == "validation"]
+        order = np.random.default_rng(self.config.seed).permutation(len(rows))
+        return [rows[i] for i in order[: self.config.health_conditions]]
+
+    def checkpoint(self, folder: Path, step: int) -> None:
+        """Save where the run stands (main process only)."""
+        if self.accelerator.is_main_process:
+            sets = {"policy": dict(self.parameters), "reference": self.reference.values, "average": self.average.values}
+            save(folder, step, sets=sets, optimizer=self.optimizer, rows=self.rows)  # type: ignore[arg-type]
+
+    def resume(self, folder: Path) -> int:
+        """Take the newest checkpoint, if any; returns the number of iterations already done."""
+        found = load_newest(folder, self.optimizer)
+        if found is None:
+            return 0
+        step, sets, self.rows = found
+        for name, value in sets["policy"].items():
+            self.parameters[name].data.copy_(value)
+        self.reference.load(sets["reference"])
+        self.average.load(sets["average"])
+        return step
+
+    def finish(self, out: Path, progress: Progress) -> dict[str, Any]:
+        """Write the version: weights, curve, health, pictures."""
+        if self.config.deliver == "average":
+            for name, parameter in self.parameters.items():
+                parameter.data.copy_(self.average.values[name])
+        progress.say(f"policy {self.mode}: measuring health on validation conditions")
+        metrics = {
+            "mode": self.mode,
+            "delivered": self.config.deliver,
+            "rewarded": {task: list(dimensions) for task, dimensions in self.rewarded.items()},
+            "steps": len(self.rows),
+            **measure_health(
+                self.policy, self.base, self.sampler, self.shards, self._validation(), self.rows, self.taxonomy, self.config.steps, out
+            ),
+        }
+        self.policy.save_pretrained(out / ("adapter" if self.config.lora_rank else "transformer"))
+        with (out / "curve.jsonl").open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        write_metrics(out, metrics)
+        return metrics

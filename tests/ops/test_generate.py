@@ -1,0 +1,98 @@
+"""Candidates: every drawn value is stored, draws are independent of the batch, and the pictures belong to their rows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra.progress import Progress
+from models.errors import NotEnoughData, UnknownTask
+from models.flux_fill.loading import load_pipeline
+from models.flux_fill.sampler import Sampler
+from models.images import to_mask, to_tensor
+from models.mini.scenes import render_scene
+from models.records import Candidate, Condition, read_rows, write_rows
+from models.shards import ShardReader, ShardWriter
+from models.taxonomy import Taxonomy
+from ops.generate import GenerateConfig, generate
+from tests.models.tiny import save_tiny_flux
+
+TAXONOMY = Taxonomy.load()
+CONFIG = GenerateConfig(steps_low=1, steps_high=3, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_tiny_flux(tmp_path_factory.mktemp("flux"))
+
+
+def _curated(folder: Path, seeds: list[int], task: str = "remove") -> Path:
+    folder.mkdir()
+    rows = [Condition(id=f"c{s}", source_id=f"s{s}", task=task, prompt="remove", split="train", kind="scene") for s in seeds]
+    with ShardWriter(folder) as shards:
+        for seed in seeds:
+            scene = render_scene(seed)
+            shards.add(f"c{seed}.image", scene.image)
+            shards.add(f"c{seed}.mask", scene.object_mask)
+    write_rows(folder / "conditions.jsonl", rows)
+    return folder
+
+
+def _generate(base: Path, curated: Path, out: Path, config: GenerateConfig = CONFIG) -> list[Candidate]:
+    out.mkdir()
+    generate(config, base, curated, out, Progress(), TAXONOMY, model_digest="d" * 64)
+    return read_rows(out / "candidates.jsonl", Candidate)
+
+
+def test_a_candidate_can_be_made_again_from_its_row(base, tmp_path):
+    curated = _curated(tmp_path / "curated", [1, 2, 3])
+    rows = _generate(base, curated, tmp_path / "candidates")
+    assert len(rows) == 12 and len({row.seed for row in rows}) == 12
+    row, shards = rows[5], ShardReader(curated)
+    pipe = load_pipeline(base)
+    sampler = Sampler(pipe)
+    encoded = sampler.encode(
+        to_tensor(shards[f"{row.condition_id}.image"])[None],
+        to_mask(shards[f"{row.condition_id}.mask"])[None],
+        ["remove"],
+        [row.negative_prompt],
+    )
+    again = sampler.sample(
+        pipe.transformer,
+        encoded,
+        [row.seed],
+        steps=row.steps,
+        true_cfg=row.true_cfg,
+        guidance_scale=row.guidance_scale,
+        strength=row.strength,
+    )[0]
+    stored = to_tensor(ShardReader(tmp_path / "candidates")[row.id])
+    assert (again - stored).abs().max() < 1.01 / 255 + 1e-4  # one grey level of rounding
+
+
+def test_draws_do_not_depend_on_the_other_conditions(base, tmp_path):
+    few = _generate(base, _curated(tmp_path / "a", [2]), tmp_path / "few")
+    many = _generate(base, _curated(tmp_path / "b", [1, 2, 3]), tmp_path / "many")
+    assert few == [row for row in many if row.condition_id == "c2"]
+
+
+def test_the_same_configuration_gives_the_same_bytes(base, tmp_path):
+    curated = _curated(tmp_path / "curated", [4])
+    _generate(base, curated, tmp_path / "one")
+    _generate(base, curated, tmp_path / "two")
+    first, second = ShardReader(tmp_path / "one"), ShardReader(tmp_path / "two")
+    assert all(torch.equal(to_tensor(first[f"c4.{i}"]), to_tensor(second[f"c4.{i}"])) for i in range(4))
+
+
+def test_ranges_are_respected_and_checked(base, tmp_path):
+    rows = _generate(base, _curated(tmp_path / "curated", [5, 6]), tmp_path / "candidates")
+    assert all(1 <= row.steps <= 3 and 1 <= row.true_cfg <= 4 and 0.9 <= row.strength <= 1 for row in rows)
+    with pytest.raises(ValueError, match="steps_low is above"):
+        GenerateConfig(steps_low=9, steps_high=2)
+
+
+def test_nothing_to_do_and_unknown_tasks_are_refused(base, tmp_path):
+    with pytest.raises(NotEnoughData, match="no conditions"):
+        _generate(base, _curated(tmp_path / "empty", []), tmp_path / "a")
+    with pytest.raises(UnknownTask, match="paint"):
+        _generate(base, _curated(tmp_path / "strange", [1], task="paint"), tmp_path / "b")
