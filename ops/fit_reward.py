@@ -89,7 +89,7 @@ def fit_reward(
     judge = Judge.load(base_judge, taxonomy, getattr(torch, config.dtype))
     judge.model.to("cuda" if torch.cuda.is_available() else "cpu")
     if config.gradient_checkpointing:
-        judge.model.gradient_checkpointing_enable()
+        judge.model.activation_checkpointing_enable()
     fit = _Fit(config, judge, taxonomy, PairImages(curated, candidates, config.paste_source), validation, progress)
     fit.run(train)
     metrics, figures = _report(fit, len(train), sources_of(curated, validation))
@@ -151,20 +151,22 @@ class _Fit:
             optimizer, lambda step: min((step + 1) / (warmup + 1), (config.steps - step) / max(1, config.steps - warmup))
         )
         batches = _batches(train, config.batch_size, config.seed)
+        losses: list[float] = []  # since the last evaluation
         stale = 0  # evaluations since the best
         self.judge.model.train()
         with self.progress.bar("fit_reward", total=config.steps, unit="step") as bar:
             while self.step < config.steps and stale < config.patience:
-                loss = self._gradient(next(batches))
+                losses.append(self._gradient(next(batches)))
                 torch.nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
                 self.step += 1
                 if self.step == config.steps or self.step % config.eval_every == 0:
-                    self._evaluate(loss)
+                    self._evaluate(sum(losses) / len(losses))
+                    losses = []
                     stale = 0 if self.best_step == self.step else stale + 1
-                bar.advance(loss=loss, best_accuracy=self.best[0])
+                bar.advance(validation_loss=self.curve[-1]["validation_loss"], best_accuracy=self.best[0])
         for name, weight in self.weights.items():
             weight.data.copy_(self.kept[name])
         self.judge.model.eval()
@@ -217,6 +219,7 @@ def _report(fit: _Fit, pairs_train: int, sources: Sequence[str]) -> tuple[dict[s
         "loss": pair_loss(*fit.best_odds).item(),
         "base_loss": pair_loss(*fit.base_odds).item(),
         "split": pairs[0].split,
+        "paste_source": fit.config.paste_source,  # whoever asks this judge later must show it pictures made the same way
         "steps": fit.step,
         "best_step": fit.best_step,
         "pairs_train": pairs_train,
@@ -243,6 +246,6 @@ def _draw(out: Path, metrics: dict[str, Any], curve: Sequence[dict[str, Any]]) -
     shown = {
         "accuracy (validation)": (steps, [point["accuracy"] for point in curve]),
         "loss (validation)": (steps, [point["validation_loss"] for point in curve]),
-        "loss (last training batch)": (steps[1:], [point["loss"] for point in curve[1:]]),
+        "loss (training, mean since the point before)": (steps[1:], [point["loss"] for point in curve[1:]]),
     }
     save_picture(out, "curve", curves(shown, x="step", y=""))
