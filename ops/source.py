@@ -25,7 +25,7 @@ from infra.progress import Progress
 from models.config import OpConfig
 from models.errors import BadImage, BadManifest, BadMask, NotEnoughData, OneRewardError
 from models.masks import check_mask
-from models.mini.photos import photo_crops
+from models.mini.photos import PHOTOGRAPHS, photo_crops
 from models.mini.scenes import render_scene
 from models.records import Source, write_rows
 from models.shards import ShardWriter
@@ -118,7 +118,7 @@ def source_images(config: SourceConfig, out: Path, progress: Progress, taxonomy:
 
 def _items(config: SourceConfig, taxonomy: Taxonomy) -> tuple[Iterator[_Taken | _Refused], int]:
     if not config.path:
-        return _seed_items(config), config.n_scenes
+        return _seed_items(config), config.n_scenes + config.crops_per_photo * len(PHOTOGRAPHS)
     path = Path(config.path)
     if path.is_dir():
         names = sorted(
