@@ -1,0 +1,89 @@
+"""Gates as blocking asset checks: one factory for every stage that has gates.
+
+A check measures, keeps its evidence in the store (promotion reads it again, by digest) and says no with ERROR severity, which
+ends the run before anything is made from the artifact. A stage with several modes says no when none of them passed.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import dagster as dg
+import pydantic
+
+from assets.chain import STAGES
+from assets.common import Stage
+from assets.display import table
+from assets.refs import materialised
+from assets.settings import Settings
+from infra.stores.base import ArtifactRef
+from infra.workspace import Workspace
+from models.errors import ConfigError, UnknownVersion
+from ops import gate
+from ops.gate import Gate, GateConfig
+
+EVIDENCE = "evidence"  # metadata entry with every gate's row, for reports
+
+
+def gate_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
+    """The blocking checks of every stage. Raises ConfigError for thresholds that are not valid."""
+    try:
+        config = GateConfig(**settings.gates)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"Section 'gates' of preset {settings.preset!r} is not valid: {error}.", "Correct the preset.") from error
+    return [_gate_check(stage, config) for stage in STAGES if set(stage.artifacts) <= set(gate.CHECKS)]
+
+
+def _gate_check(stage: Stage, config: GateConfig) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=dg.AssetKey(stage.name), name=f"{stage.name}_gate", blocking=True, description=f"May {stage.name} be used by what comes after it?"
+    )
+    def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        workspace = Workspace.from_env()
+        refs = materialised(context.instance, stage.name, context.run_id)
+        if not refs:
+            raise UnknownVersion(f"{stage.name} was never materialised.", f"Materialise {stage.name} first.")
+        start = time.monotonic()
+        gates = {name: gate.check(name, workspace.store.get(ref), config) for name, ref in refs.items()}
+        seconds = time.monotonic() - start
+        for name, ref in refs.items():
+            gate.record_evidence(workspace.store, ref, gates[name], config, context.run_id)
+        for name in refs:
+            for each in gates[name]:
+                context.log.info(line(name, each))
+        return result(refs, gates, seconds)
+
+    return check
+
+
+def line(artifact: str, each: Gate) -> str:
+    """One gate in one line."""
+    return f"{artifact} {'passed' if each.passed else 'did not pass'} {each}"
+
+
+def result(refs: Mapping[str, ArtifactRef], gates: Mapping[str, list[Gate]], seconds: float) -> dg.AssetCheckResult:
+    """The verdict over all artifacts of a stage, with every measured value and threshold."""
+    refused = {name: [each for each in rows if not each.passed] for name, rows in gates.items()}
+    passed = any(not rows for rows in refused.values())
+    metadata: dict[str, Any] = {"seconds": round(seconds, 2), "digests": {name: ref.digest for name, ref in refs.items()}}
+    rows = [{"artifact": name, **asdict(each)} for name, checked in gates.items() for each in checked]
+    metadata[EVIDENCE] = dg.MetadataValue.json(rows)
+    metadata["gates"] = dg.MetadataValue.md(table(rows))
+    prefix = len(gates) > 1
+    for name, checked in gates.items():
+        for each in checked:
+            label = f"{name} {each.name}" if prefix else each.name
+            metadata[label] = _number(each.measure)
+            metadata[f"{label} threshold"] = _number(each.threshold)
+    said = [line(name, each) for name, rows_ in refused.items() for each in rows_]
+    return dg.AssetCheckResult(
+        passed=passed,
+        severity=dg.AssetCheckSeverity.ERROR,
+        metadata=metadata,
+        description="; ".join(said) or "every gate passed",
+    )
+
+
+def _number(value: float | None) -> float | str:
+    return "not measured" if value is None else float(value)

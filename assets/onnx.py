@@ -1,0 +1,15 @@
+"""Stage 9: the better policy's transformer as ONNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from assets.common import Work, stage
+from assets.winner import winner
+from ops.export_onnx import OnnxConfig, export_onnx
+
+
+@stage(config=OnnxConfig, parents=("policy", "evaluation"), group="export", kinds={"onnx"}, models=("flux",))
+def onnx(work: Work) -> dict[str, Any]:
+    """The transformer with dynamic batch and lengths, and its parity with torch in ONNX Runtime."""
+    return export_onnx(work.config, work.flux, work.inputs[winner(work)], work.out, work.progress)

@@ -1,0 +1,34 @@
+"""Stage 7: the tuned policies, one partition per reference mode (Algorithms 1 and 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from assets.common import Work, stage
+from ops.train_policy import MODES, TrainPolicyConfig, train_policy
+
+
+@stage(
+    config=TrainPolicyConfig,
+    parents=("curated_dataset", "reward_model"),
+    group="training",
+    kinds={"pytorch", "huggingface"},
+    models=("flux",),
+    gpu=True,
+    modes=MODES,
+)
+def policy(work: Work) -> dict[str, Any]:
+    """FLUX Fill tuned by the judge: `static` keeps its reference (Algorithm 1), `ema` moves it along (Algorithm 2)."""
+    assert work.mode is not None
+    inputs = work.inputs
+    return train_policy(
+        work.config,
+        work.flux,
+        inputs["reward_model"],
+        inputs["curated_dataset"],
+        work.out,
+        work.progress,
+        work.taxonomy,
+        mode=work.mode,
+        scratch=work.scratch,
+    )

@@ -1,0 +1,25 @@
+"""What a preset says, validated: the assets are built from it (pipelines/config.py reads it from YAML)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pydantic
+
+from models.config import OpConfig
+
+
+class Settings(OpConfig):
+    """A resolved preset. `stages` holds one section per stage: the fields of that stage's op configuration."""
+
+    preset: str
+    flux: str = pydantic.Field(description="Base pipeline: a folder in diffusers' layout, or `hub:<id>[@revision]`.")
+    judge: str = pydantic.Field(description="Base judge: a folder in the hub's layout, or `hub:<id>[@revision]`.")
+    taxonomy: str | None = pydantic.Field(None, description="Another taxonomy file; relative to the repository. None: the one shipped.")
+    threads: int = pydantic.Field(2, ge=1, description="ours: threads of torch and OpenMP in the run's process.")
+    auto_promote: bool = pydantic.Field(False, description="ours: may a release move itself to production once every gate passed?")
+    retrain_after_labels: int = pydantic.Field(200, ge=1, description="ours: new labels after which the sensor starts retraining.")
+    keep_events_days: int = pydantic.Field(30, ge=1, description="ours: the purge job deletes event logs of older finished runs.")
+    fresh_days: int = pydantic.Field(8, ge=1, description="ours: an asset older than this is overdue (retraining is weekly).")
+    gates: dict[str, Any] = {}
+    stages: dict[str, dict[str, Any]] = {}

@@ -1,0 +1,112 @@
+"""One run of the whole chain in this process, and how it ended: promoted, unchanged, refused by a gate, or failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dagster as dg
+
+from assets.chain import RELEASE
+from assets.checks import EVIDENCE
+from assets.refs import artifacts_of
+from assets.settings import Settings
+from assets.sources import ROOT
+from infra.data import ensure_data
+from infra.stores.base import ArtifactRef
+from models.errors import GateRefused
+from pipelines.definitions import definitions
+from pipelines.jobs import ALL_MODES, whole_chain
+
+Ending = Literal["promoted", "unchanged", "released", "refused", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `message` names the gate that refused, or the error."""
+
+    ending: Ending
+    message: str
+    run_id: str
+    wall_s: float
+    artifacts: dict[str, ArtifactRef]  # what the run made or reused, by name
+    reused: list[str]
+    seconds: dict[str, float]  # inside the op, by artifact
+    gates: list[dict[str, Any]]
+    gate_s: float
+
+    @property
+    def overhead_share(self) -> float:
+        """Share of the wall time outside ops and gates: Dagster, versioning, imports."""
+        return max(0.0, 1 - (sum(self.seconds.values()) + self.gate_s) / self.wall_s)
+
+
+def run_chain(settings: Settings, instance: dg.DagsterInstance) -> Outcome:
+    """Take images through every stage. What a stage raises ends in `failed`, Ctrl-C in `interrupted`."""
+    start = time.monotonic()
+    if any(source.startswith("data/") for source in (settings.flux, settings.judge)):
+        ensure_data(ROOT)
+    job = definitions(settings).resolve_job_def(whole_chain.name)
+    run_id = dg.DagsterRun().run_id
+    failure: tuple[Ending, str] | None = None
+    try:
+        result = job.execute_in_process(
+            instance=instance, run_id=run_id, tags=ALL_MODES, run_config={"loggers": {"console": {}}}, raise_on_error=False
+        )
+        failure = None if result.success else _failure(result.all_events)
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        failure = "interrupted", "stopped by Ctrl-C; finished stages are kept and the next run goes on from there"
+    materializations, checks = _recorded(instance, run_id)
+    made = [event for event in materializations if "reused" in event]
+    ending, message = failure or _released([event for event in materializations if event["asset"] == RELEASE.name][-1])
+    return Outcome(
+        ending=ending,
+        message=message,
+        run_id=run_id,
+        wall_s=time.monotonic() - start,
+        artifacts={name: ref for event in materializations for name, ref in event["artifacts"].items()},
+        reused=[event["name"] for event in made if event["reused"]],
+        seconds={event["name"]: event["seconds"] for event in made},
+        gates=[row for check in checks for row in check[EVIDENCE]],
+        gate_s=sum(check["seconds"] for check in checks),
+    )
+
+
+def _recorded(instance: dg.DagsterInstance, run_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Metadata of the run's materializations and checks as plain values, in order."""
+    materializations, checks = [], []
+    for entry in instance.all_logs(run_id):
+        if event := entry.asset_materialization:
+            materializations.append({"asset": event.asset_key.path[-1], **_plain(event.metadata), "artifacts": artifacts_of(event)})
+        elif entry.dagster_event and entry.dagster_event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            checks.append(_plain(entry.dagster_event.asset_check_evaluation_data.metadata))
+    return materializations, checks
+
+
+def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.value for name, value in metadata.items()}
+
+
+def _released(release: dict[str, Any]) -> tuple[Ending, str]:
+    return release["ending"], release["message"]
+
+
+def _failure(events: list[dg.DagsterEvent]) -> tuple[Ending, str]:
+    """Why a run stopped: a gate (a blocking check, or a refusal inside a stage), or an error with its stage and message."""
+    for event in events:
+        if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION and not event.asset_check_evaluation_data.passed:
+            return "refused", f"{event.asset_check_evaluation_data.asset_key.path[-1]}: {event.asset_check_evaluation_data.description}"
+    for event in events:
+        if event.is_step_failure:
+            error = event.step_failure_data.error
+            while error and error.cause:
+                error = error.cause
+            if error is None:
+                continue
+            name = error.cls_name or ""
+            text = error.message.strip().removeprefix(f"{error.cls_name}: ").split("\n")[0]
+            text = text.rsplit(f"{name}: ", 1)[-1]
+            return ("refused" if name == GateRefused.__name__ else "failed"), f"{event.step_key}: {text}"
+    return "failed", "the run ended without saying why; see the log in `onereward dev`"

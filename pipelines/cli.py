@@ -1,0 +1,236 @@
+"""The command line: `onereward --help`. Each command is a thin door to an op or to Dagster; `ops/` does the work.
+
+An error that the user can act on ends in one line on stderr and exit code 1, without a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.errors import ConfigError, OneRewardError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="OneReward: one judge tunes FLUX Fill, versioned and gated.")
+labels_app = typer.Typer(no_args_is_help=True, help="Human labels in and out of the label database.")
+app.add_typer(labels_app, name="labels")
+
+PresetOption = Annotated[str | None, typer.Option("--preset", help="Name of a preset or path of a YAML file; else ONEREWARD_PRESET, else mini.")]
+HomeOption = Annotated[Path | None, typer.Option("--home", help="Where versions, runs and reports are kept; else ONEREWARD_HOME, else .onereward.")]
+Approver = Annotated[str, typer.Option("--approver", help="Who answers for the move; kept in the audit trail.", envvar="USER")]
+EXIT_REFUSED = 3
+EXIT_INTERRUPTED = 130
+
+
+@app.command()
+def run(
+    preset: PresetOption = None,
+    home: HomeOption = None,
+    require_promotion: Annotated[bool, typer.Option("--require-promotion", help="A refused promotion exits with 3.")] = False,
+) -> None:
+    """Take images through the whole chain, curation to promotion, and write a report."""
+    from pipelines.home import enter
+
+    settings, workspace = enter(preset, home)
+    from pipelines.report import run_and_report
+
+    outcome, report = run_and_report(settings, workspace)
+    if report:
+        print(f"report: {report}")
+    if outcome.ending == "interrupted":
+        print(outcome.message, file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if outcome.ending == "failed":
+        print(f"error: {outcome.message}", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{outcome.ending}: {outcome.message}")
+    if outcome.ending == "refused" and require_promotion:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def dev(preset: PresetOption = None, home: HomeOption = None, port: Annotated[int, typer.Option(help="On 127.0.0.1 only.")] = 3000) -> None:
+    """Dagster's UI with its daemon (schedules, sensors, queued runs) on 127.0.0.1."""
+    from assets.sources import ROOT
+    from infra.data import ensure_data
+    from pipelines.home import enter
+
+    settings, _ = enter(preset, home)
+    if any(source.startswith("data/") for source in (settings.flux, settings.judge)):
+        ensure_data(ROOT)
+    print(f"http://127.0.0.1:{port}")
+    sys.stdout.flush()
+    arguments = ["-m", "dagster", "dev", "-m", "pipelines.definitions", "-d", str(ROOT), "-h", "127.0.0.1", "-p", str(port)]
+    os.execv(sys.executable, [sys.executable, *arguments])
+
+
+@app.command()
+def doctor(preset: PresetOption = None, home: HomeOption = None) -> None:
+    """What this machine offers the chain; for every shortcoming its remedy. Exits 1 when something is broken."""
+    from pipelines.doctor import examine
+    from pipelines.home import enter
+
+    findings = list(examine(*enter(preset, home)))
+    for finding in findings:
+        print(f"{finding.level:8} {finding.name:15} {finding.found}")
+        if finding.remedy:
+            print(f"{'':24} -> {finding.remedy}")
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def edit(
+    image: Path,
+    mask: Path,
+    prompt: Annotated[str | None, typer.Option(help="What to make inside the mask.")] = None,
+    task: Annotated[str | None, typer.Option(help="A task of the taxonomy; one with a fixed prompt needs no --prompt.")] = None,
+    source: Annotated[str, typer.Option("--from", help="production, base, or the digest of a release or policy.")] = "production",
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("edited.png"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Inference steps.")] = None,
+    seed: int = 0,
+    preset: PresetOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Edit one picture: what is white in MASK is made anew."""
+    from pipelines.home import enter
+
+    settings, workspace = enter(preset, home)
+    from assets.sources import ROOT
+    from models.taxonomy import Taxonomy
+    from ops.edit import EditConfig, edit as edit_picture
+    from pipelines.versions import editor
+
+    base, policy = editor(settings, workspace, source)
+    config = EditConfig(seed=seed, **({"steps": steps} if steps else {}))
+    taxonomy = Taxonomy.load(ROOT / settings.taxonomy if settings.taxonomy else None)
+    picture = edit_picture(config, base, image, mask, policy=policy, prompt=prompt, task=task, taxonomy=taxonomy)
+    try:
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{out} cannot be written: {error}.", "Name a file such as edited.png in a folder that exists.") from error
+    print(out)
+
+
+@app.command()
+def report(run_number: Annotated[int | None, typer.Argument(help="Number of a run; the latest without one.")] = None, home: HomeOption = None) -> None:
+    """Where a run's report is, and how it ended."""
+    from pipelines.home import enter
+    from pipelines.report import find_report, headline
+
+    _, workspace = enter(None, home)
+    folder = find_report(workspace, run_number)
+    print(headline(folder))
+    print(folder / "report.html")
+
+
+@app.command()
+def versions(
+    name: Annotated[str | None, typer.Argument(help="An artifact's name; all without one.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute every digest from the stored bytes.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Every stored version: number, digest, size, stages, when and by which run."""
+    from pipelines.home import enter
+    from pipelines.versions import version_lines
+
+    _, workspace = enter(None, home)
+    for line in version_lines(workspace.store, name, verify=verify):
+        print(line)
+
+
+@app.command()
+def promote(
+    digest: Annotated[str, typer.Argument(help="Digest of a release (8 digits or more).")],
+    stage: Annotated[str, typer.Argument(help="candidate, staging or production.")],
+    approver: Approver = "unknown",
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit trail.")] = "by hand",
+    home: HomeOption = None,
+) -> None:
+    """Move a stage to a release, if the gates' evidence for exactly these digests passes."""
+    from ops.promote import promote as move
+    from pipelines.home import enter
+
+    _, workspace = enter(None, home)
+    ref = workspace.store.version(digest).ref
+    moved = move(workspace.store, ref, stage, approver=approver, reason=reason)
+    print(f"{moved.name} v{moved.version} ({moved.digest[:8]}) is {moved.stage}")
+
+
+@app.command()
+def rollback(
+    stage: Annotated[str, typer.Argument(help="candidate, staging or production.")] = "production",
+    approver: Approver = "unknown",
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit trail.")] = "by hand",
+    home: HomeOption = None,
+) -> None:
+    """Move a stage back to the release it pointed to before."""
+    from ops.promote import rollback as move_back
+    from pipelines.home import enter
+    from pipelines.versions import RELEASE
+
+    _, workspace = enter(None, home)
+    moved = move_back(workspace.store, RELEASE, stage, approver=approver, reason=reason)
+    print(f"{moved.name} v{moved.version} ({moved.digest[:8]}) is {moved.stage} again")
+
+
+@app.command("pretrain-mini")
+def pretrain_mini_command(
+    out: Annotated[Path, typer.Option(help="An empty or absent folder for the mini base weights.")] = Path("data/mini"),
+) -> None:
+    """Train the mini preset's base weights from nothing (they are shipped; this is their recipe)."""
+    from infra.progress import Progress
+    from ops.pretrain_mini import PretrainConfig, pretrain_mini
+
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty.", "Name another folder with --out, or move this one away.")
+    pretrain_mini(PretrainConfig(), out, Progress(print))
+    print(out)
+
+
+@labels_app.command("import")
+def import_labels(
+    file: Path,
+    candidates: Annotated[str, typer.Option(help="Digest of the candidates that were judged; the newest without one.")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Let new answers stand instead of the database's.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Add human labels from JSON Lines: annotator, order shown, best, worst or tie per dimension. All or none."""
+    from pipelines.home import enter
+    from pipelines.labels import import_file
+
+    settings, workspace = enter(None, home)
+    print(f"{import_file(settings, workspace, file, candidates, replace=replace)} labels new or changed")
+
+
+@labels_app.command("export")
+def export_labels(
+    file: Path,
+    candidates: Annotated[str, typer.Option(help="Digest of the candidates; the newest without one.")] = "",
+    home: HomeOption = None,
+) -> None:
+    """Write the labels given for one version of the candidates as JSON Lines."""
+    from pipelines.home import enter
+    from pipelines.labels import export_file
+
+    _, workspace = enter(None, home)
+    print(f"{export_file(workspace, file, candidates)} labels in {file}")
+
+
+def main() -> None:
+    """Entry point of the `onereward` command."""
+    try:
+        app()
+    except OneRewardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

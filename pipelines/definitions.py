@@ -1,0 +1,45 @@
+"""The Dagster code location: every asset, gate, job, schedule and sensor under the chosen preset.
+
+    dg check defs                                            # does it load
+    ONEREWARD_PRESET=flux-fill dagster dev -m pipelines.definitions
+
+The preset is what ONEREWARD_PRESET names (default mini); the launchpad shows its values and may override them for one run.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import dagster as dg
+
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+from assets.chain import STAGES  # noqa: E402
+from assets.checks import gate_checks  # noqa: E402
+from assets.settings import Settings  # noqa: E402
+from models.errors import ConfigError  # noqa: E402
+from pipelines import automation, jobs, schedules, sensors  # noqa: E402
+from pipelines.config import load_settings  # noqa: E402
+from pipelines.terminal import terminal_logger  # noqa: E402
+
+
+def definitions(settings: Settings) -> dg.Definitions:
+    """Everything Dagster knows of this code location. Raises ConfigError for a preset section that is no stage."""
+    if unknown := set(settings.stages) - {stage.name for stage in STAGES}:
+        raise ConfigError(
+            f"Preset {settings.preset!r} has sections that are no stage: {', '.join(sorted(unknown))}.",
+            f"Stages are {', '.join(stage.name for stage in STAGES)}.",
+        )
+    return dg.Definitions(
+        assets=[automation.with_house_rules(stage, settings) for stage in STAGES],
+        asset_checks=gate_checks(settings),
+        jobs=[jobs.whole_chain, jobs.preferences_onward, jobs.policy_onward, jobs.purge_job(settings.keep_events_days)],
+        schedules=[schedules.weekly_retraining],
+        sensors=[sensors.enough_new_labels(settings.retrain_after_labels), automation.sensor],
+        loggers={"console": terminal_logger},
+        executor=dg.in_process_executor,  # a process per step would import torch again each time
+    )
+
+
+defs = definitions(load_settings())

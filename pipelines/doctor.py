@@ -1,0 +1,151 @@
+"""`onereward doctor`: what this machine offers the chain, and for every shortcoming its remedy."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+
+from assets.settings import Settings
+from assets.sources import ROOT
+from infra.data import HUB
+from infra.workspace import Workspace
+from models.errors import OneRewardError
+
+Level = Literal["ok", "warning", "error"]
+MEMORY_GB = 6.0  # the mini preset's limit
+DISK_GB = 5.0  # a run of the mini preset with its versions, several times over
+ANTLR_REMEDY = "pip install --no-deps antlr4-python3-runtime==4.13.2   (DVC's own parameters files then cannot be parsed by Hydra; this project uses none)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `remedy` is empty when the level is ok."""
+
+    name: str
+    level: Level
+    found: str
+    remedy: str = ""
+
+
+def _cores(settings: Settings) -> Finding:
+    cores = os.cpu_count() or 1
+    if settings.threads > cores:
+        return Finding("cores", "warning", f"{cores}, the preset wants {settings.threads} threads", f"Set `threads: {cores}` in the preset.")
+    return Finding("cores", "ok", f"{cores}, {settings.threads} threads used")
+
+
+def _memory() -> Finding:
+    free = psutil.virtual_memory().available / 1e9
+    if free < MEMORY_GB:
+        return Finding("memory", "warning", f"{free:.1f} GB free, {MEMORY_GB:.0f} wanted", "Close other programs, or lower the batch sizes in the preset.")
+    return Finding("memory", "ok", f"{free:.1f} GB free")
+
+
+def _disk(workspace: Workspace) -> Finding:
+    folder = workspace.home if workspace.home.exists() else workspace.home.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < DISK_GB:
+        return Finding("disk", "warning", f"{free:.1f} GB free at {folder}, {DISK_GB:.0f} wanted", "Free some space, or move the home with ONEREWARD_HOME.")
+    return Finding("disk", "ok", f"{free:.1f} GB free at {folder}")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("GPU", "ok", f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] / 1e9:.0f} GB")
+    return Finding("GPU", "warning", "none that torch sees", "Not needed for the mini preset. For others install the driver and a CUDA build of torch.")
+
+
+def _onnxruntime() -> Finding:
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
+    if not installed:
+        return Finding("ONNX Runtime", "error", "not installed", 'Run pip install -e ".[cpu]" (or ".[gpu]").')
+    if len(installed) == 2:
+        remedy = "They overwrite each other: pip uninstall -y onnxruntime onnxruntime-gpu, then install one extra."
+        return Finding("ONNX Runtime", "error", "the CPU and the GPU package are both installed", remedy)
+    return Finding("ONNX Runtime", "ok", f"{installed[0]} {_version(installed[0])}")
+
+
+def _engine() -> Finding:
+    for module in ("tensorrt", "tensorrt_rtx_bindings"):
+        if importlib.util.find_spec(module):
+            return Finding("engine builder", "ok", module)
+    return Finding("engine builder", "error", "no TensorRT", 'Run pip install -e ".[cpu]" (TensorRT-RTX, needs no GPU) or ".[gpu]".')
+
+
+def _antlr() -> Finding:
+    version = _version("antlr4-python3-runtime") or "none"
+    if version.startswith("4.13"):
+        return Finding("antlr", "ok", version)
+    found = f"{version}, pinned by DVC: Dagster's selection strings crash (`--select`, `selection=\"a\"`); this project uses objects only"
+    return Finding("antlr", "warning", found, f"Only if you want selection strings: {ANTLR_REMEDY}")
+
+
+def _store(workspace: Workspace) -> Finding:
+    versions = workspace.store.versions()
+    return Finding("store", "ok", f"{len(versions)} versions in {workspace.home}")
+
+
+def _labels(workspace: Workspace) -> Finding:
+    from infra.labels import LabelStore
+
+    return Finding("labels", "ok", f"{LabelStore(workspace.labels_url).count()} labels")
+
+
+def _weights(settings: Settings) -> Finding:
+    local = [source for source in (settings.flux, settings.judge) if not source.startswith(HUB)]
+    missing = [source for source in local if not (ROOT / source).is_dir()]
+    if missing:
+        return Finding("weights", "warning", f"{', '.join(missing)} not here yet", "`onereward run` fetches them; by hand: dvc pull")
+    return Finding("weights", "ok", f"{settings.flux}, {settings.judge}")
+
+
+def _lakefs() -> Finding:
+    endpoint = os.environ.get("LAKEFS_ENDPOINT")
+    if not endpoint:
+        return Finding("lakeFS", "ok", "not used (LAKEFS_ENDPOINT is not set)")
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(f"{endpoint.rstrip('/')}/_health", timeout=3).close()
+    except OSError as error:
+        return Finding("lakeFS", "error", f"{endpoint} does not answer: {error}", "Start the server or correct LAKEFS_ENDPOINT.")
+    return Finding("lakeFS", "ok", endpoint)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def examine(settings: Settings, workspace: Workspace) -> Iterator[Finding]:
+    """Look at everything; what cannot be looked at is an error with its remedy, never an exception."""
+    looks: dict[str, Callable[[], Finding]] = {
+        "cores": lambda: _cores(settings),
+        "memory": _memory,
+        "disk": lambda: _disk(workspace),
+        "GPU": _gpu,
+        "ONNX Runtime": _onnxruntime,
+        "engine builder": _engine,
+        "weights": lambda: _weights(settings),
+        "store": lambda: _store(workspace),
+        "labels": lambda: _labels(workspace),
+        "lakeFS": _lakefs,
+        "antlr": _antlr,
+    }
+    for name, look in looks.items():
+        try:
+            yield look()
+        except OneRewardError as error:
+            yield Finding(name, "error", error.what, error.remedy)
