@@ -45,7 +45,7 @@ def test_a_gpu_that_the_engine_was_not_built_for_verifies_nothing(exported_onnx:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refused only where no driver is")
 def test_an_engine_that_cannot_be_deserialized_is_an_error(exported_onnx: Path, tmp_path: Path) -> None:
     build_engine(EngineConfig(architectures=[86], **SMALL), exported_onnx, tmp_path, Progress(), CPU)
-    with pytest.raises(ExportError, match="does not deserialize here: .*"):
+    with pytest.raises(ExportError, match=r"does not deserialize here: .*"):
         execute(rtx, (tmp_path / "transformer.engine").read_bytes(), {})
 
 
@@ -64,7 +64,7 @@ def test_a_failed_build_reports_the_builder_log(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, "fixed", [given], [made], [numpy_helper.from_array(np.array([3, 4]), "shape")])
     (tmp_path / "engine").mkdir()
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "transformer.onnx")
-    with pytest.raises(ExportError, match="built no engine from .*transformer.onnx: .*[Rr]eshape"):
+    with pytest.raises(ExportError, match=r"built no engine from .*transformer.onnx: .*[Rr]eshape"):
         build_engine(EngineConfig(batch=[1, 2, 8]), tmp_path, tmp_path / "engine", Progress(), CPU)
     assert not list((tmp_path / "engine").iterdir())
 
@@ -74,20 +74,20 @@ def test_a_cut_file_is_named(exported_onnx: Path, tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
     (tmp_path / "engine").mkdir()
     (tmp_path / "onnx" / "transformer.onnx").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ExportError, match="cannot read .*transformer.onnx: .*Failed to parse"):
+    with pytest.raises(ExportError, match=r"cannot read .*transformer.onnx: .*Failed to parse"):
         build_engine(EngineConfig(), tmp_path / "onnx", tmp_path / "engine", Progress(), CPU)
     assert not list((tmp_path / "engine").iterdir())
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="transformer.onnx does not exist"):
+    with pytest.raises(ExportError, match=r"transformer.onnx does not exist"):
         build_engine(EngineConfig(), tmp_path, tmp_path, Progress(), CPU)
 
 
 def test_without_tensorrt_the_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, RTX, None)
-    with pytest.raises(ExportError, match="extra `cpu`.*extra `gpu`"):
+    with pytest.raises(ExportError, match=r"extra `cpu`.*extra `gpu`"):
         find_backend()
 
 

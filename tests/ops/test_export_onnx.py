@@ -83,7 +83,7 @@ def test_a_cut_weights_file_beside_the_graph_is_named(exported_onnx: Path, tiny_
 
 
 def test_an_absent_file_is_named(tiny_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="absent.onnx does not exist"):
+    with pytest.raises(ExportError, match=r"absent.onnx does not exist"):
         verify_onnx(tmp_path / "absent.onnx", load_transformer(tiny_base, None, torch.float32))
 
 
@@ -113,13 +113,13 @@ def test_a_provider_that_is_absent_is_an_error_not_a_fallback() -> None:
     assert providers() == ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    with pytest.raises(ExportError, match="no CUDAExecutionProvider here.*extra `gpu`"):
+    with pytest.raises(ExportError, match=r"no CUDAExecutionProvider here.*extra `gpu`"):
         providers("CUDAExecutionProvider")
 
 
 def test_a_provider_that_fell_back_is_an_error(exported_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    with pytest.raises(ExportError, match="transformer.onnx"):
+    with pytest.raises(ExportError, match=r"transformer.onnx"):
         open_session(exported_onnx / "transformer.onnx", "CUDAExecutionProvider")
 
 
