@@ -1,0 +1,87 @@
+"""The workspace: everything the chain keeps between runs lies under one folder, its home.
+
+    workspace = Workspace.from_env()      # ONEREWARD_HOME, else .onereward in the current folder
+    workspace.store.versions("release")
+
+Removing the home removes all of it; nothing is written anywhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from infra.stores.base import ArtifactStore
+from infra.stores.dvc import DvcStore
+from models.errors import ConfigError
+
+HOME_VARIABLE = "ONEREWARD_HOME"
+DEFAULT_HOME = ".onereward"
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # safe as a folder name
+
+# One pool-tagged op at a time: the heavy stages share one accelerator, or two cores. Retries are off because a stage that
+# failed at a gate fails again, and one that was interrupted resumes from its work folder when it is started again.
+DAGSTER_YAML = """\
+storage:
+  sqlite:
+    base_dir: {base_dir}
+telemetry:
+  enabled: false
+run_retries:
+  enabled: false
+concurrency:
+  pools:
+    default_limit: 1
+"""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The paths and stores under a home. Folders are made when first asked for."""
+
+    home: Path
+
+    @classmethod
+    def from_env(cls, home: Path | None = None) -> Workspace:
+        """The workspace at `home`, else at ONEREWARD_HOME, else at .onereward. Raises ConfigError when a file is in its place."""
+        path = (home or Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME)).expanduser().resolve()
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"The home {path} is not a folder.", f"Remove the file or set {HOME_VARIABLE} to a folder.")
+        return cls(path)
+
+    @cached_property
+    def store(self) -> ArtifactStore:
+        """The artifact registry, made on first use."""
+        return DvcStore(self.home / "registry")
+
+    @property
+    def labels_url(self) -> str:
+        """The label database, as an SQLAlchemy URL."""
+        return f"sqlite:///{_made(self.home) / 'labels.db'}"
+
+    @property
+    def reports(self) -> Path:
+        return _made(self.home / "reports")
+
+    @property
+    def dagster_home(self) -> Path:
+        """DAGSTER_HOME, with a `dagster.yaml` that is written once and the user's to change."""
+        folder = _made(self.home / "dagster")
+        config = folder / "dagster.yaml"
+        if not config.exists():
+            config.write_text(DAGSTER_YAML.format(base_dir=folder / "storage"))
+        return folder
+
+    def scratch(self, key: str) -> Path:
+        """The work folder of one piece of work, named by its key: it outlives an interruption, so that the work can resume."""
+        if not KEY.fullmatch(key):
+            raise ConfigError(f"{key!r} cannot name a work folder.", "Use letters, digits, dots, dashes and underscores.")
+        return _made(self.home / "work" / key)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
