@@ -1,0 +1,151 @@
+"""Promotion: the only way a stage pointer moves, forward on evidence, back to where it was.
+
+    promote(store, release, "production", approver="kim", reason="better on every task")
+    rollback(store, "release", "production", approver="kim", reason="complaints about extend")
+
+Checks that block a Dagster run stop that run alone. Promotion therefore trusts no run: it walks the lineage, reads for every
+gated version the evidence recorded for exactly that digest, verifies every byte, and refuses on anything that is missing.
+There is no way to force it.
+"""
+
+from __future__ import annotations
+
+from infra.stores.base import ArtifactRef, ArtifactStore, StageMove, Version
+from models.errors import ConfigError, GateRefused, StoreError, UnknownVersion
+from ops.folders import read_metrics
+from ops.gate import POLICY_PREFIX, REQUIRED_GATES, Evidence, evidence_for
+
+STAGES = ("candidate", "staging", "production")
+RELEASE = "release"
+# What is made with both policies in hand although only one goes on; the other one's health is then no matter.
+AFTER_POLICY = ("evaluation", "onnx", "engine", RELEASE)
+
+
+def promote(store: ArtifactStore, ref: ArtifactRef, stage: str, *, approver: str, reason: str) -> StageMove:
+    """Point `stage` at a version when all evidence for it passes; a no-op when it points there already.
+
+    Raises GateRefused naming the artifact and the gate, ConfigError for an unknown stage or an empty approver or reason,
+    UnknownVersion for a version the store does not hold. The stage has then not moved.
+    """
+    _check_words(stage, approver, reason)
+    moves = store.moves(ref.name, stage)
+    if moves and moves[-1].digest == ref.digest:
+        return moves[-1]
+    evidence = verify(store, ref)
+    return store.assign(ref, stage, approver=approver, reason=reason, evidence=[each.ref.digest for each in evidence])
+
+
+def rollback(store: ArtifactStore, name: str, stage: str, *, approver: str, reason: str) -> StageMove:
+    """Move a stage back to the version it held before the present one, as a new move. Repeated, it goes further back.
+
+    The version was promoted on evidence once, and is not judged again; its bytes are verified. Raises UnknownVersion when
+    there is nothing to go back to, DigestMismatch when that version's bytes are damaged.
+    """
+    _check_words(stage, approver, reason)
+    held: list[StageMove] = []
+    for move in store.moves(name, stage):
+        # A move to a version that is still underneath is a way back: what was above it has been left for good.
+        at = next((i for i, earlier in enumerate(held) if earlier.digest == move.digest), len(held))
+        held[at:] = [move]
+    if len(held) < 2:
+        raise UnknownVersion(f"{name} has no earlier version in {stage}.", "Promote another version instead: `onereward promote`.")
+    target = held[-2]
+    version = next((v for v in store.versions(name) if v.ref.digest == target.digest), None)
+    if version is None:
+        raise UnknownVersion(f"The store no longer holds {name} {target.digest[:12]}.", "Restore the registry from a backup.")
+    store.get(version.ref)
+    return store.assign(version.ref, stage, approver=approver, reason=reason, evidence=target.evidence)
+
+
+def verify(store: ArtifactStore, ref: ArtifactRef) -> list[Evidence]:
+    """All evidence a promotion of `ref` rests on, in the chain's order, after verifying it and every byte of the lineage.
+
+    Raises GateRefused for the first gate, in the chain's order, whose evidence is missing, altered, about another version, or says no.
+    """
+    members = _members(store, ref)
+    gated = sorted({v.ref for v, _ in members if v.ref.name in REQUIRED_GATES}, key=lambda each: list(REQUIRED_GATES).index(each.name))
+    if not gated:
+        raise GateRefused(
+            f"No gate speaks for {ref.name} {ref.digest[:12]}.", "Promote a release, or something made from a gated artifact."
+        )
+    evidence = [_passed(store, each) for each in gated]
+    for version, release in members:
+        if version is release:
+            _check_release(store, version, [v for v, r in members if r is release])
+        try:
+            store.get(version.ref)
+        except StoreError as error:
+            raise GateRefused(f"{version.ref.name} {version.ref.digest[:12]} is damaged: {error.what}", error.remedy) from error
+    return evidence
+
+
+def _members(store: ArtifactStore, ref: ArtifactRef) -> list[tuple[Version, Version | None]]:
+    """The versions that count for a promotion, each with the release it was reached through: a release made with the help of an
+    earlier one rests on that one's evidence too, under that one's mode."""
+    lineage = store.lineage(ref.digest)
+    known = {(v.ref.name, v.ref.digest): v for v in reversed(lineage)}
+    if (ref.name, ref.digest) not in known:
+        raise UnknownVersion(f"The store holds no {ref.name} with digest {ref.digest[:12]}.", "`onereward versions` lists what it holds.")
+    found: dict[tuple[str, str, str], tuple[Version, Version | None]] = {}
+    open_: list[tuple[Version, Version | None]] = [(known[ref.name, ref.digest], None)]
+    while open_:
+        version, release = open_.pop()
+        release = version if version.ref.name == RELEASE else release
+        place = (version.ref.name, version.ref.digest, release.ref.digest if release else "")
+        if place in found:
+            continue
+        found[place] = (version, release)
+        other_modes = {name for name in REQUIRED_GATES if name.startswith(POLICY_PREFIX)} - set(_wanted(release)) if release else set()
+        left_out = other_modes if version.ref.name in AFTER_POLICY else set()
+        open_ += [(known[parent.name, parent.digest], release) for parent in version.parents if parent.name not in left_out]
+    return list(found.values())
+
+
+def _wanted(release: Version) -> tuple[str, ...]:
+    """The artifacts whose evidence a release needs: all gated ones, of the policies the released one."""
+    chosen = f"{POLICY_PREFIX}{release.metadata.get('mode')}"
+    if chosen not in REQUIRED_GATES:
+        raise GateRefused(f"Release {release.ref.digest[:12]} does not say which policy it holds.", "Make the release again.")
+    return tuple(name for name in REQUIRED_GATES if not name.startswith(POLICY_PREFIX) or name == chosen)
+
+
+def _passed(store: ArtifactStore, ref: ArtifactRef) -> Evidence:
+    """The evidence for a version. Raises GateRefused unless every required gate is in it and all passed."""
+    subject, remedy = f"{ref.name} {ref.digest[:12]}", f"Materialize {ref.name} with its checks again."
+    try:
+        evidence = evidence_for(store, ref.digest)
+    except StoreError as error:
+        raise GateRefused(f"The gate evidence for {subject} is damaged: {error.what}", remedy) from error
+    first = REQUIRED_GATES[ref.name][0]
+    if evidence is None or evidence.name != ref.name:
+        raise GateRefused(f"There is no evidence for {subject}: gate {first} was never measured for this digest.", remedy)
+    if evidence.missing:
+        raise GateRefused(f"The evidence for {subject} lacks the gate {evidence.missing[0]}.", remedy)
+    for gate in evidence.gates:
+        if gate.passed is not True or gate.measure is None:
+            raise GateRefused(f"{subject} did not pass {gate}.", "See the report for why; nothing was promoted.")
+    return evidence
+
+
+def _check_release(store: ArtifactStore, release: Version, members: list[Version]) -> None:
+    """A release rests on every gated stage, and what was evaluated and exported is the policy it holds."""
+    names = {version.ref.name for version in members}
+    for needed in _wanted(release):
+        if needed not in names:
+            raise GateRefused(f"Release {release.ref.digest[:12]} was not made from any {needed}.", "Make the release by the whole chain.")
+    mode = release.metadata["mode"]
+    policy = POLICY_PREFIX + mode
+    held = {parent.digest for v in members if v.ref.name in AFTER_POLICY for parent in v.parents if parent.name == policy}
+    if len(held) != 1:
+        raise GateRefused(f"Release {release.ref.digest[:12]} mixes {len(held)} versions of {policy}.", "Make evaluation to release again.")
+    for version in members:
+        if version.ref.name == "evaluation" and (best := read_metrics(store.get(version.ref)).get("best_mode")) != mode:
+            what = f"Release {release.ref.digest[:12]} holds {policy}, but its evaluation is about {POLICY_PREFIX}{best}."
+            raise GateRefused(what, "Make the release again.")
+
+
+def _check_words(stage: str, approver: str, reason: str) -> None:
+    if stage not in STAGES:
+        raise ConfigError(f"There is no stage {stage!r}.", f"Stages are {', '.join(STAGES)}.")
+    if not approver.strip() or not reason.strip():
+        raise ConfigError("A stage moves only with an approver and a reason.", "Name both.")

@@ -1,0 +1,218 @@
+"""Promotion and rollback over a whole chain in a real registry."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infra.stores.base import ArtifactRef, directory_digest
+from infra.stores.dvc import DvcStore
+from models.errors import ConfigError, DigestMismatch, GateRefused, UnknownVersion
+from ops.gate import REQUIRED_GATES, Gate, GateConfig, record_evidence
+from ops.promote import promote, rollback
+
+BY = {"approver": "kim", "reason": "test"}
+Refs = dict[str, ArtifactRef]
+
+
+def put(store: DvcStore, work: Path, name: str, parents: list[ArtifactRef], *, mode: str = "ema", note: str = "") -> ArtifactRef:
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    (work / "metrics.json").write_text(json.dumps({"name": name, "note": note, "best_mode": mode}))
+    metadata = {"mode": mode} if name == "release" else {}
+    return store.put(name, work, parents=parents, metadata=metadata)
+
+
+def prove(store: DvcStore, ref: ArtifactRef, *, failing: str = "", lacking: str = "", gates: list[Gate] | None = None) -> ArtifactRef:
+    measured = [Gate(name, 1.0, 0.5, name != failing, "d") for name in REQUIRED_GATES[ref.name] if name != lacking]
+    return record_evidence(store, ref, gates or measured, GateConfig(), "run")
+
+
+def release_of(store: DvcStore, work: Path, refs: Refs, *, note: str, mode: str = "ema", leave_out: str = "") -> ArtifactRef:
+    parents = [refs[f"policy-{mode}"], *(refs[name] for name in ("evaluation", "onnx", "engine") if name != leave_out)]
+    return put(store, work, "release", parents, mode=mode, note=note)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Refs]:
+    """A chain from sources to two releases, every gate proven but the static policy's, whose mode was not chosen."""
+    home = tmp_path_factory.mktemp("template")
+    store = DvcStore(home / "registry")
+    refs: Refs = {}
+    parents: dict[str, list[str]] = {
+        "source_images": [],
+        "curated_dataset": ["source_images"],
+        "preference_pairs": ["curated_dataset"],
+        "reward_model": ["curated_dataset", "preference_pairs"],
+        "policy-static": ["curated_dataset", "reward_model"],
+        "policy-ema": ["curated_dataset", "reward_model"],
+        "evaluation": ["curated_dataset", "reward_model", "policy-static", "policy-ema"],
+        "onnx": ["policy-static", "policy-ema", "evaluation"],
+        "engine": ["onnx"],
+    }
+    for name, above in parents.items():
+        refs[name] = put(store, home / "work", name, [refs[parent] for parent in above])
+        if name in REQUIRED_GATES:
+            prove(store, refs[name], failing="policy_preserved" if name == "policy-static" else "")
+    refs["release"] = release_of(store, home / "work", refs, note="one")
+    refs["next"] = release_of(store, home / "work", refs, note="two")
+    for version in store.versions():
+        store.get(version.ref)  # linked once here instead of once per test
+    return store.root, refs
+
+
+@pytest.fixture
+def store(template: tuple[Path, Refs], tmp_path: Path) -> DvcStore:
+    shutil.copytree(template[0], tmp_path / "registry")
+    return DvcStore(tmp_path / "registry")
+
+
+@pytest.fixture
+def refs(template: tuple[Path, Refs]) -> Refs:
+    return template[1]
+
+
+def refused(store: DvcStore, ref: ArtifactRef, match: str) -> None:
+    """Promotion is refused with that message, and production does not move."""
+    before = store.moves("release")
+    with pytest.raises(GateRefused, match=match):
+        promote(store, ref, "production", **BY)
+    assert store.moves("release") == before
+
+
+def test_with_all_evidence_the_stage_moves_and_keeps_the_evidence(store: DvcStore, refs: Refs) -> None:
+    move = promote(store, refs["release"], "production", **BY)
+    assert store.stage("release", "production") == refs["release"]
+    assert (move.approver, move.reason, move.version) == ("kim", "test", 1)
+    proven = {store.version(digest).parents[0].name for digest in move.evidence}
+    assert proven == set(REQUIRED_GATES) - {"policy-static"}  # the mode that was not chosen needs no health
+    assert promote(store, refs["release"], "production", **BY) == move and len(store.moves("release")) == 1
+
+
+@pytest.mark.parametrize("name", sorted(set(REQUIRED_GATES) - {"policy-static"}))
+def test_one_failed_gate_anywhere_above_refuses(store: DvcStore, refs: Refs, name: str) -> None:
+    promote(store, refs["release"], "production", **BY)
+    gate = REQUIRED_GATES[name][-1]
+    prove(store, refs[name], failing=gate)
+    refused(store, refs["next"], f"{name} {refs[name].digest[:12]} did not pass {gate}: measured 1")
+    assert store.stage("release", "production") == refs["release"]
+
+
+def test_the_first_failed_gate_of_the_chain_is_named(store: DvcStore, refs: Refs) -> None:
+    prove(store, refs["engine"], failing="engine_built")
+    prove(store, refs["reward_model"], failing="judge_order")
+    refused(store, refs["release"], "judge_order")
+
+
+def test_evidence_must_be_complete_and_measured(store: DvcStore, refs: Refs) -> None:
+    prove(store, refs["onnx"], lacking="onnx_error")
+    refused(store, refs["release"], "lacks the gate onnx_error")
+    prove(store, refs["onnx"], gates=[Gate(name, None, 0.5, True, "d") for name in REQUIRED_GATES["onnx"]])
+    refused(store, refs["release"], "onnx_valid: measured nothing")
+
+
+def test_evidence_for_another_digest_is_none(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    other = put(store, tmp_path / "work", "engine", [refs["onnx"]], note="another engine, never checked")
+    ref = release_of(store, tmp_path / "work", refs | {"engine": other}, note="three")
+    refused(store, ref, f"no evidence for engine {other.digest[:12]}")
+
+
+@pytest.mark.parametrize("name", ["gates-evaluation", "onnx", "source_images"])
+def test_altered_bytes_of_evidence_or_artifact_refuse(store: DvcStore, refs: Refs, name: str) -> None:
+    ref = store.versions(name)[-1].ref
+    path = next(path for path in store.get(ref).rglob("*.json"))
+    copies = [p for p in store.root.rglob("*") if p.is_file() and ".git/" not in str(p) and p.read_bytes() == path.read_bytes()]
+    assert len(copies) >= 2  # the checkout and DVC's cache
+    for copy in copies:
+        copy.chmod(0o644)
+        copy.write_text(copy.read_text().replace("false", "true").replace('"note": ""', '"note": "x"') + " ")
+    refused(store, refs["release"], "damaged")
+
+
+def test_a_release_must_rest_on_the_whole_chain(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    refused(store, release_of(store, tmp_path / "work", refs, note="x", leave_out="engine"), "not made from any engine")
+    refused(store, put(store, tmp_path / "work", "release", [], mode="ema"), "not made from any curated_dataset|No gate")
+    refused(store, put(store, tmp_path / "work", "release", [refs["engine"]], mode="other"), "which policy")
+    refused(store, release_of(store, tmp_path / "work", refs, note="y", mode="static"), "policy_preserved")
+
+
+def test_what_was_evaluated_must_be_what_is_released(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    prove(store, refs["policy-static"])
+    refused(store, release_of(store, tmp_path / "work", refs, note="x", mode="static"), "about policy-ema")
+    other = put(store, tmp_path / "work", "policy-ema", [refs["reward_model"]], note="trained longer, never evaluated")
+    prove(store, other)
+    refused(store, release_of(store, tmp_path / "work", refs | {"policy-ema": other}, note="y"), "mixes 2 versions")
+
+
+def test_an_earlier_release_in_the_lineage_counts_by_its_own_mode(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    made = {name: refs[name] for name in ("curated_dataset", "reward_model")}
+    made["preference_pairs"] = put(store, work, "preference_pairs", [refs["curated_dataset"], refs["release"]], note="2")
+    made["policy-static"] = put(store, work, "policy-static", [made["preference_pairs"], made["reward_model"]], note="2")
+    made["policy-ema"] = put(store, work, "policy-ema", [made["preference_pairs"], made["reward_model"]], note="2")
+    made["evaluation"] = put(store, work, "evaluation", [made["policy-static"], made["policy-ema"]], mode="static", note="2")
+    made["onnx"] = put(store, work, "onnx", [made["policy-static"]], note="2")
+    made["engine"] = put(store, work, "engine", [made["onnx"]], note="2")
+    for name in set(made) - {"curated_dataset", "reward_model", "policy-ema"}:
+        prove(store, made[name])
+    ref = release_of(store, work, made, note="second generation", mode="static")
+    promote(store, ref, "production", **BY)
+    prove(store, refs["policy-ema"], failing="policy_moved")  # what the first generation held
+    refused(store, replace(refs["next"]), "policy_moved")
+    shutil.rmtree(store.root / "checkouts")
+    assert directory_digest(store.get(ref))[0] == ref.digest
+
+
+def test_what_no_gate_speaks_for_is_refused(store: DvcStore, refs: Refs) -> None:
+    with pytest.raises(GateRefused, match="No gate speaks for source_images"):
+        promote(store, refs["source_images"], "staging", **BY)
+    promote(store, refs["policy-ema"], "staging", **BY)
+    with pytest.raises(GateRefused, match=r"policy-static .* did not pass policy_preserved"):
+        promote(store, refs["policy-static"], "staging", **BY)
+    with pytest.raises(UnknownVersion):
+        promote(store, ArtifactRef("release", "0" * 64, "", 0), "staging", **BY)
+
+
+def test_a_move_needs_a_stage_an_approver_and_a_reason(store: DvcStore, refs: Refs) -> None:
+    for stage, words in [("prod", BY), ("production", BY | {"approver": " "}), ("production", BY | {"reason": ""})]:
+        with pytest.raises(ConfigError):
+            promote(store, refs["release"], stage, **words)
+        with pytest.raises(ConfigError):
+            rollback(store, "release", stage, **words)
+    assert store.moves("release") == []
+
+
+def test_rollback_restores_the_exact_bytes_as_a_new_move(store: DvcStore, refs: Refs) -> None:
+    first = promote(store, refs["release"], "production", **BY)
+    promote(store, refs["next"], "production", **BY)
+    move = rollback(store, "release", "production", approver="lee", reason="complaints")
+    assert (move.digest, move.counter, move.approver, move.evidence) == (first.digest, 3, "lee", first.evidence)
+    current = store.stage("release", "production")
+    assert current == refs["release"] and directory_digest(store.get(current))[0] == refs["release"].digest
+    with pytest.raises(UnknownVersion, match="no earlier version"):
+        rollback(store, "release", "production", **BY)  # and not back to the version that was left
+    promote(store, refs["next"], "production", **BY)
+    assert store.stage("release", "production") == refs["next"] and len(store.moves("release")) == 4
+
+
+def test_repeated_rollback_goes_further_back(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    third = release_of(store, tmp_path / "work", refs, note="three")
+    for ref in (refs["release"], refs["next"], third):
+        promote(store, ref, "production", **BY)
+    digests = [rollback(store, "release", "production", **BY).digest for _ in range(2)]
+    assert digests == [refs["next"].digest, refs["release"].digest]
+
+
+def test_rollback_to_damaged_bytes_is_refused(store: DvcStore, refs: Refs) -> None:
+    promote(store, refs["release"], "production", **BY)
+    promote(store, refs["next"], "production", **BY)
+    path = store.get(refs["release"]) / "metrics.json"
+    content = path.read_bytes()
+    for copy in [p for p in store.root.rglob("*") if p.is_file() and ".git/" not in str(p) and p.read_bytes() == content]:
+        copy.chmod(0o644)
+        copy.write_text("{}")
+    with pytest.raises(DigestMismatch):
+        rollback(store, "release", "production", **BY)
+    assert store.stage("release", "production") == refs["next"]
