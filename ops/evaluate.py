@@ -4,10 +4,10 @@
              out=Path("evaluation"), progress=Progress(print), taxonomy=Taxonomy.load())
 
 Every contestant (base, each policy, production where there is one) edits the same conditions from the same noise. Edits are
-judged and measured as a user gets them: 8-bit, pasted into the source outside the mask; the raw output is used for
-preservation alone. The reference mode is chosen on the validation split, everything reported comes from the test split.
-`items.jsonl` holds every score and the shards every edit (`<condition>.<seed>.<policy>`): ops/win_rates.py makes all
-figures from the records.
+measured as a user gets them: 8-bit, pasted into the source outside the mask. The judge sees them so too, unless it was
+fitted to raw pictures; preservation is measured on the raw output. The reference mode is chosen on the validation split,
+everything reported comes from the test split. `items.jsonl` holds every score and the shards every edit
+(`<condition>.<seed>.<policy>`): ops/win_rates.py makes all figures from the records.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import Any, Literal
 import pydantic
 import torch
 from diffusers import FluxTransformer2DModel
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -40,11 +39,12 @@ from models.mini.measures import measure
 from models.records import Condition, Pair, read_rows
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
-from ops.folders import save_picture, write_metrics
+from ops.folders import read_metrics, save_picture, write_metrics
 from ops.judge_accuracy import judge_accuracy
-from ops.pictures import grid, overlay, rates, table
-from ops.win_rates import BASE, PRODUCTION, SCENE, Item, recompute, write_items
+from ops.pictures import grid, overlay, table
+from ops.win_rates import BASE, PRODUCTION, SCENE, Item, recompute, win_rate_plot, write_items
 
+RAW = ".raw"  # behind the key of an edit before it was pasted, kept where the judge was fitted to such
 MOST_PSNR = 100.0  # dB; a copy without any error would be infinite, which JSON cannot hold
 
 
@@ -68,7 +68,6 @@ class EvaluateConfig(OpConfig):
     confidence: float = pydantic.Field(0.95, gt=0, lt=1, description="Level of every interval (ours).")
     resamples: int = pydantic.Field(2000, ge=100, description="Bootstrap draws of source images (ours).")
     grid_rows: int = pydantic.Field(4, ge=1, description="Rows of each side-by-side picture (ours).")
-    device: str = pydantic.Field("cpu", description="Where networks run (ours).")
     dtype: Literal["float32", "bfloat16", "float16"] = pydantic.Field("float32", description="Precision of the networks (ours).")
 
 
@@ -115,9 +114,9 @@ def evaluate(
     shards = ShardReader(curated)
     jobs = _jobs(config, curated, shards, taxonomy, chosen=len(policies) > 1)
     with torch.inference_mode():
-        psnr = _sample(config, base, contestants, jobs, out, progress)
+        psnr = _sample(config, base, contestants, jobs, out, progress, keep_raw=not _pastes(judge))
         edits = ShardReader(out)
-        opinions = _judge(config, _load_judge(config, judge, taxonomy), list(contestants), jobs, edits, taxonomy, progress)
+        opinions = _judge(config, judge, list(contestants), jobs, edits, taxonomy, progress)
     digests = {name: directory_digest(folder or base)[0] for name, folder in contestants.items()}
     judge_digest = directory_digest(judge)[0]
     items = [
@@ -194,6 +193,10 @@ def _batches(jobs: Iterable[_Job], size: int, by: Callable[[_Job], Hashable]) ->
     return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _transformer(base: Path, folder: Path | None, dtype: torch.dtype) -> FluxTransformer2DModel:
     """The base's transformer, a policy artifact's, or that of a release, which is a pipeline of its own."""
     if folder and (folder / "model").is_dir():
@@ -208,22 +211,24 @@ def _sample(
     jobs: list[_Job],
     out: Path,
     progress: Progress,
+    *,
+    keep_raw: bool,
 ) -> dict[str, float]:
     """Let every contestant edit every job; edits go to the shards of `out`. Returns the preservation PSNR per edit key."""
-    device, dtype = torch.device(config.device), getattr(torch, config.dtype)
-    sampler = Sampler(load_pipeline(base, dtype).to(device))
+    dtype = getattr(torch, config.dtype)
+    sampler = Sampler(load_pipeline(base, dtype).to(_device()))
     batches = _batches(jobs, config.batch_size, by=lambda job: (job.condition.split, job.image.shape))
     psnr: dict[str, float] = {}
     encoded: dict[int, Encoded] = {}  # the same for every contestant
     total = sum(len(jobs) if name != PRODUCTION else sum(j.condition.split == config.split for j in jobs) for name in contestants)
     with ShardWriter(out) as writer, progress.bar("evaluation: edits", total, "image") as bar:
         for name, folder in contestants.items():
-            transformer = _transformer(base, folder, dtype).to(device).eval()
+            transformer = _transformer(base, folder, dtype).to(_device()).eval()
             for index, batch in enumerate(batches):
                 if name == PRODUCTION and batch[0].condition.split != config.split:
                     continue  # production is not one of the modes to choose from
                 if index not in encoded:
-                    encoded[index] = _encode(config, sampler, batch, device)
+                    encoded[index] = _encode(config, sampler, batch)
                 images = sampler.sample(
                     transformer,
                     encoded[index],
@@ -235,16 +240,18 @@ def _sample(
                 for job, image in zip(batch, images.cpu().nan_to_num(), strict=True):  # a ruined policy's nan is a black picture, and loses
                     psnr[job.key(name)] = preservation(image, job.image, job.mask)
                     writer.add(job.key(name), to_pil(paste(job.image, image, job.mask)))
+                    if keep_raw:
+                        writer.add(job.key(name) + RAW, to_pil(image))
                 bar.advance(len(batch))
             del transformer
     return psnr
 
 
-def _encode(config: EvaluateConfig, sampler: Sampler, batch: list[_Job], device: torch.device) -> Encoded:
+def _encode(config: EvaluateConfig, sampler: Sampler, batch: list[_Job]) -> Encoded:
     images, masks = torch.stack([job.image for job in batch]), torch.stack([job.mask for job in batch])
     prompts: list[str] = [job.condition.prompt for job in batch]
     negatives: list[str | None] | None = [config.negative_prompt] * len(batch) if config.true_cfg > 1 else None
-    return sampler.encode(images.to(device), masks.to(device), prompts, negatives)
+    return sampler.encode(images.to(_device()), masks.to(_device()), prompts, negatives)
 
 
 def preservation(image: Tensor, source: Tensor, mask: Tensor) -> float:
@@ -257,13 +264,18 @@ def preservation(image: Tensor, source: Tensor, mask: Tensor) -> float:
 def _load_judge(config: EvaluateConfig, folder: Path, taxonomy: Taxonomy) -> Judge:
     """The judge of a reward_model artifact, or of a judge's own folder."""
     judge = Judge.load(folder / "model" if (folder / "model").is_dir() else folder, taxonomy, getattr(torch, config.dtype))
-    judge.model.to(config.device)
+    judge.model.to(_device())
     return judge
+
+
+def _pastes(folder: Path) -> bool:
+    """Whether the judge was fitted to pictures pasted into their source; it must be shown the same kind. A base judge knows neither."""
+    return not (folder / "metrics.json").exists() or bool(read_metrics(folder)["paste_source"])
 
 
 def _judge(
     config: EvaluateConfig,
-    judge: Judge,
+    folder: Path,
     names: list[str],
     jobs: list[_Job],
     edits: ShardReader,
@@ -271,13 +283,14 @@ def _judge(
     progress: Progress,
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Edit key -> opponent -> dimension -> [P(Yes | edit, opponent), P(Yes | opponent, edit)] of every mode against base and production."""
+    judge, kind = _load_judge(config, folder, taxonomy), "" if _pastes(folder) else RAW
     modes = [name for name in names if name not in (BASE, PRODUCTION)]
     opinions: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
     batches = _batches(jobs, config.batch_size, by=lambda job: (job.condition.split, job.condition.task, job.image.shape))
     with progress.bar("evaluation: judge", len(jobs), "image") as bar:
         for batch in batches:
             present = [name for name in names if batch[0].key(name) in edits]
-            seen = {name: judge.encode(torch.stack([to_tensor(edits[job.key(name)]) for job in batch])) for name in present}
+            seen = {name: judge.encode(torch.stack([to_tensor(edits[job.key(name) + kind]) for job in batch])) for name in present}
             task = batch[0].condition.task
             for mode in modes:
                 for opponent in (name for name in (BASE, PRODUCTION) if name in present):
@@ -320,11 +333,23 @@ def _judge_accuracy(
     found: dict[str, dict[str, Any]] = {}
     with (out / "judge-pairs.jsonl").open("w") as file:
         for name, folder in judges.items() if held_out else ():
-            judge = _load_judge(config, folder, taxonomy)
-            found[name] = judge_accuracy(judge, taxonomy, held_out, curated, candidates, batch_size=config.batch_size, progress=progress)
+            found[name] = judge_accuracy(
+                _load_judge(config, folder, taxonomy),
+                taxonomy,
+                held_out,
+                curated,
+                candidates,
+                batch_size=config.batch_size,
+                progress=progress,
+                paste_source=_pastes(judges["judge"]),
+            )
             file.writelines(json.dumps({"judge": name, **row}, sort_keys=True) + "\n" for row in found[name].pop("rows"))
     nothing: dict[str, Any] = {"mean_accuracy": None, "lo": None, "hi": None, "order_consistency": None, "n": 0, "cells": []}
-    base_accuracy = found["base"]["mean_accuracy"] if "base" in found else None
+    base_accuracy = None
+    if "base" in found:
+        base_accuracy = found["base"]["mean_accuracy"]
+        for cell, before in zip(found["judge"]["cells"], found["base"]["cells"], strict=True):  # the same pairs, hence the same cells
+            cell["base_accuracy"] = before["accuracy"]
     return {"split": config.split, **found.get("judge", nothing), "base_mean_accuracy": base_accuracy}
 
 
@@ -358,17 +383,6 @@ def _pictures(
         for task, dimension in cells
     ]
     save_picture(out, "cells", table(["task", "dimension", *metrics["policy"]], lines, title="Win rate over the base, by ground truth"))
-
-
-def win_rate_plot(policy: dict[str, Any], taxonomy: Taxonomy) -> Figure:
-    """Win rate over the base per task and over all, one dot with its interval per mode. `policy` is the metrics' entry of that name."""
-    titles = [task.title for task in taxonomy.active]
-    series: dict[str, list[tuple[float, float, float] | None]] = {}
-    for mode, summary in policy.items():
-        by_task = {entry["task"]: (entry["win_rate"], entry["lo"], entry["hi"]) for entry in summary["tasks"]}
-        whole = (summary["mean_win_rate"], summary["mean_lo"], summary["mean_hi"]) if summary["tasks"] else None
-        series[mode] = [*(by_task.get(task.name) for task in taxonomy.active), whole]
-    return rates([*titles, "All tasks"], series, x="win rate over the base")
 
 
 def _cell_text(summary: dict[str, Any], task: str, dimension: str) -> str:

@@ -16,7 +16,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+from matplotlib.figure import Figure
+
 from models.taxonomy import Taxonomy
+from ops.pictures import rates
 from ops.statistics import Estimate, clustered_mean, nested_mean, outcome
 
 BASE, PRODUCTION = "base", "production"
@@ -102,6 +105,7 @@ def recompute(
         return {mode: _summary(tested, mode, opponent, taxonomy, **settings) for mode in modes}
 
     metrics = {
+        "settings": settings,
         "split": split,
         "chosen_on": chosen_on[0]["split"] if chosen_on else None,
         "best_mode": choose(chosen_on, modes, tie_tolerance),
@@ -222,3 +226,14 @@ def _absolute(items: Sequence[Item], name: str, taxonomy: Taxonomy) -> list[dict
 def _mean_psnr(items: Sequence[Item], name: str) -> float | None:
     values = [item["preservation_psnr"] for item in items if item["policy"] == name]
     return sum(values) / len(values) if values else None
+
+
+def win_rate_plot(policy: dict[str, Any], taxonomy: Taxonomy) -> Figure:
+    """Win rate over the base per task and over all, one dot with its interval per mode. `policy` is the metrics' entry of that name."""
+    titles = [task.title for task in taxonomy.active]
+    series: dict[str, list[tuple[float, float, float] | None]] = {}
+    for mode, summary in sorted(policy.items()):  # a mode keeps its colour from picture to picture
+        by_task = {entry["task"]: (entry["win_rate"], entry["lo"], entry["hi"]) for entry in summary["tasks"]}
+        whole = (summary["mean_win_rate"], summary["mean_lo"], summary["mean_hi"]) if summary["tasks"] else None
+        series[mode] = [*(by_task.get(task.name) for task in taxonomy.active), whole]
+    return rates([*titles, "All tasks"], series, x="win rate over the base")

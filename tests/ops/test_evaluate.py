@@ -223,16 +223,27 @@ def test_pictures_are_small(result: tuple[Path, dict[str, Any]]) -> None:
     assert max(pictures.values()) <= 200_000
 
 
-def test_production_may_be_a_release_and_one_mode_needs_no_choice(world: dict[str, Path], tmp_path: Path) -> None:
+def test_production_may_be_a_release_one_mode_needs_no_choice_and_a_judge_of_raw_pictures_sees_them(
+    world: dict[str, Path], tmp_path: Path
+) -> None:
     release = tmp_path / "release"
     shutil.copytree(world["other"] / "transformer", release / "model" / "transformer")
     out = tmp_path / "out"
     out.mkdir()
-    arguments = (world["base"], world["curated"], world["judge"], {"ema": world["other"]}, out, Progress())
+    judge = tmp_path / "judge"
+    shutil.copytree(world["judge"], judge)
+    (judge / "metrics.json").write_text('{"paste_source": false}')
+    arguments = (world["base"], world["curated"], judge, {"ema": world["other"]}, out, Progress())
     metrics = evaluate(CONFIG.model_copy(update={"max_per_task": 1}), *arguments, taxonomy=TAXONOMY, production=release)
     assert metrics["against_production"]["ema"]["mean_win_rate"] == 0.5
     assert metrics["best_mode"] == "ema" and metrics["chosen_on"] == "test"
     assert "judge" not in metrics
+    edits, loaded = ShardReader(out), Judge.load(judge / "model", TAXONOMY)
+    item = next(item for item in read_items(out / "items.jsonl") if item["policy"] == "ema")
+    dimension, (forward, _) = next(iter(item["judge"]["base"].items()))
+    raw = [to_tensor(edits[f"{item['condition_id']}.{item['seed']}.{name}.raw"])[None] for name in ("ema", "base")]
+    with torch.no_grad():  # a judge of raw pictures is shown raw pictures
+        assert forward == pytest.approx(loaded.p_yes(*raw, [TAXONOMY.query(item["task"], dimension, item["prompt"])]).item(), abs=1e-5)
 
 
 def test_no_condition_of_the_split_is_an_error(world: dict[str, Path], tmp_path: Path) -> None:
