@@ -34,24 +34,25 @@ class GenerateConfig(OpConfig):
 
     per_condition: int = Field(4, ge=2, description="candidates per condition (paper: 4)")
     steps_low: int = Field(4, ge=1, description="fewest inference steps drawn (ours)")
-    steps_high: int = Field(10, ge=1, description="most inference steps drawn (ours)")
+    steps_high: int = Field(8, ge=1, description="most inference steps drawn (ours)")
     true_cfg_low: float = Field(1.0, ge=1, description="smallest classifier-free guidance drawn (ours)")
     true_cfg_high: float = Field(4.0, ge=1, description="largest classifier-free guidance drawn (ours)")
     guidance_scale: float = Field(1.0, description="FLUX's distilled guidance (the authors' demos: 1.0)")
-    strength_low: float = Field(0.9, gt=0, le=1, description="smallest initial noise strength drawn (ours)")
-    strength_high: float = Field(1.0, gt=0, le=1, description="largest initial noise strength drawn (ours)")
+    strengths: list[float] = Field([0.9, 1.0], min_length=1, description="initial noise strengths drawn from, each in (0, 1] (ours)")
     negative_prompts: list[str] = Field(
         ["", "nsfw", "blurry", "low quality"], min_length=1, description="negative prompts drawn from (paper: none and these three)"
     )
     policy: str = Field("base", description="whose samples: `base`, a stage such as `production`, or a digest (ours)")
-    batch_size: int = Field(64, ge=1, description="candidates sampled at once (ours)")
+    chunk: int = Field(64, ge=1, description="conditions encoded at once; their candidates of equal settings run as one batch (ours)")
     seed: int = Field(0, description="seed of every draw (ours)")
 
     @model_validator(mode="after")
     def _ranges(self) -> GenerateConfig:
-        for name in ("steps", "true_cfg", "strength"):
+        for name in ("steps", "true_cfg"):
             if getattr(self, f"{name}_low") > getattr(self, f"{name}_high"):
                 raise ValueError(f"{name}_low is above {name}_high")
+        if wrong := [value for value in self.strengths if not 0 < value <= 1]:
+            raise ValueError(f"noise strengths {wrong} are outside (0, 1]")
         return self
 
 
@@ -74,21 +75,19 @@ def generate(
     pipe = load_pipeline(base)
     rows = [row for condition in conditions for row in _draw(config, condition, type(pipe.scheduler).__name__, model_digest)]
     shards, sampler = ShardReader(curated), Sampler(pipe)
-    by_id = {condition.id: condition for condition in conditions}
-    ordered = sorted(rows, key=lambda row: (row.steps, row.strength, row.id))  # equal settings run as one batch
     with ShardWriter(out) as writer, progress.bar("candidates", len(rows), "image") as bar:
-        for start in range(0, len(ordered), config.batch_size):
-            batch = ordered[start : start + config.batch_size]
-            chosen = [by_id[row.condition_id] for row in batch]
+        for start in range(0, len(conditions), config.chunk):
+            chosen = conditions[start : start + config.chunk]
+            batch = rows[start * config.per_condition : (start + len(chosen)) * config.per_condition]
             encoded = sampler.encode(
                 torch.stack([to_tensor(shards[f"{c.id}.image"]) for c in chosen]),
                 torch.stack([to_mask(shards[f"{c.id}.mask"]) for c in chosen]),
                 [c.prompt for c in chosen],
-                [row.negative_prompt for row in batch],
             )
+            encoded = encoded.select([index // config.per_condition for index in range(len(batch))])
             pictures = sampler.sample(
                 pipe.transformer,
-                encoded,
+                sampler.with_negatives(encoded, [row.negative_prompt for row in batch]),
                 [row.seed for row in batch],
                 steps=[row.steps for row in batch],
                 true_cfg=[row.true_cfg for row in batch],
@@ -118,7 +117,7 @@ def _draw(config: GenerateConfig, condition: Condition, scheduler: str, model_di
             negative_prompt=str(rng.choice(config.negative_prompts)),
             true_cfg=round(float(rng.uniform(config.true_cfg_low, config.true_cfg_high)), 3),
             guidance_scale=config.guidance_scale,
-            strength=round(float(rng.uniform(config.strength_low, config.strength_high)), 2),
+            strength=float(rng.choice(config.strengths)),
             scheduler=scheduler,
             model_digest=model_digest,
         )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,12 @@ class Sampler:
             height=height,
             width=width,
         )
+
+    @torch.no_grad()
+    def with_negatives(self, encoded: Encoded, negative_prompts: Sequence[str]) -> Encoded:
+        """The same B edits with other negative prompts: pictures are not encoded again."""
+        embeds, pooled = self._encode_texts(list(negative_prompts))
+        return replace(encoded, negative_embeds=embeds, negative_pooled=pooled)
 
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Tensor:
         """Gaussian noise [B, N, 64], row i from `seeds[i]` alone (CPU generators: the same on every device)."""

@@ -18,7 +18,7 @@ from ops.generate import GenerateConfig, generate
 from tests.models.tiny import save_tiny_flux
 
 TAXONOMY = Taxonomy.load()
-CONFIG = GenerateConfig(steps_low=1, steps_high=3, batch_size=3)
+CONFIG = GenerateConfig(steps_low=1, steps_high=3, chunk=2)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,11 @@ def test_the_same_configuration_gives_the_same_bytes(base, tmp_path):
 
 def test_ranges_are_respected_and_checked(base, tmp_path):
     rows = _generate(base, _curated(tmp_path / "curated", [5, 6]), tmp_path / "candidates")
-    assert all(1 <= row.steps <= 3 and 1 <= row.true_cfg <= 4 and 0.9 <= row.strength <= 1 for row in rows)
+    assert all(1 <= row.steps <= 3 and 1 <= row.true_cfg <= 4 and row.strength in (0.9, 1.0) for row in rows)
     with pytest.raises(ValueError, match="steps_low is above"):
         GenerateConfig(steps_low=9, steps_high=2)
+    with pytest.raises(ValueError, match="1.5"):
+        GenerateConfig(strengths=[1.5])
 
 
 def test_nothing_to_do_and_unknown_tasks_are_refused(base, tmp_path):
