@@ -28,7 +28,7 @@ from models.flux_fill.loading import load_pipeline
 from models.flux_fill.sampler import Encoded, Sampler
 from models.images import paste, to_mask, to_tensor
 from models.judge import Judge
-from models.judge.loss import hinge_reward_loss
+from models.judge.loss import hinge_reward_loss, keep_loss
 from models.records import Condition, read_rows
 from models.shards import ShardReader
 from models.taxonomy import Task, Taxonomy
@@ -59,6 +59,7 @@ class TrainPolicyConfig(OpConfig):
     negative_prompt: str = Field("nsfw", description="negative prompt where true_cfg is above 1 (the authors' demos)")
     lora_rank: int = Field(0, ge=0, description="rank of LoRA layers; 0 trains every weight (ours)")
     lora_alpha: int = Field(32, ge=1, description="LoRA scale (ours)")
+    keep_weight: float = Field(0.0, ge=0, description="weight of the squared drift outside the mask; the paper has no such term (ours)")
     paste_source: bool = Field(True, description="paste both images into the source outside the mask before judging (ours)")
     least_judged: float = Field(0.5, ge=0, le=1, description="cells whose judge accuracy's lower bound is under this give no reward (ours)")
     checkpoint_every: int = Field(50, ge=1, description="iterations between checkpoints (ours)")
@@ -186,7 +187,7 @@ class Trainer:
         policy_seeds: list[int],
         stop: int,
     ) -> tuple[Tensor, Tensor]:
-        """The mean of J_e and P(Yes) [D, B], both over the rewarded dimensions."""
+        """The loss (mean of J_e, and the drift if weighted) and P(Yes) [D, B], over the rewarded dimensions."""
         config, sampler, (height, width) = self.config, self.sampler, sources.shape[-2:]
         settings: dict[str, Any] = {"true_cfg": config.true_cfg, "guidance_scale": config.guidance_scale}
         with torch.no_grad():
@@ -198,6 +199,7 @@ class Trainer:
             noise = sampler.noise(policy_seeds, height, width)
             x_t, sigma = sampler.denoise(self.network, encoded, noise, steps=config.steps, stop=stop, **settings)
         evaluated = sampler.decode(sampler.predict_x0(self.network, x_t, sigma, encoded, **settings), height, width)
+        drift = config.keep_weight * keep_loss(evaluated, sources, masks) if config.keep_weight else 0.0
         if config.paste_source:
             reference, evaluated = paste(sources, reference, masks), paste(sources, evaluated, masks)
         dimensions = self.rewarded[task.name]
@@ -209,7 +211,7 @@ class Trainer:
             ]
         )  # [D, B]
         weights = p_yes.new_tensor([self.taxonomy.dimension(name).weight for name in dimensions])
-        return hinge_reward_loss(p_yes, config.cap, weights), p_yes.detach()
+        return hinge_reward_loss(p_yes, config.cap, weights) + drift, p_yes.detach()
 
     def _validation(self) -> list[Condition]:
         rows = [row for row in read_rows(self.curated / "conditions.jsonl", Condition) if row.split == "validation"]

@@ -1,8 +1,8 @@
 """The judge: Qwen2.5-VL as a pairwise reward model, its differentiable preprocessing and its losses."""
 
 from models.judge.judge import Judge, Seen
-from models.judge.loss import hinge_reward_loss, pair_loss
+from models.judge.loss import hinge_reward_loss, keep_loss, pair_loss
 from models.judge.preprocess import preprocess
 from models.judge.processor import JudgeProcessor
 
-__all__ = ["Judge", "JudgeProcessor", "Seen", "hinge_reward_loss", "pair_loss", "preprocess"]
+__all__ = ["Judge", "JudgeProcessor", "Seen", "hinge_reward_loss", "keep_loss", "pair_loss", "preprocess"]

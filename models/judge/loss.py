@@ -1,4 +1,4 @@
-"""The two losses around the judge, as pure functions of tensors.
+"""The losses around the judge, as pure functions of tensors.
 
 Fitting the judge (arXiv 2508.21066, section 3.1): L = -1/2 E[ log P(Yes | winner, loser, q) + log P(No | loser, winner, q) ].
 Fitting the policy (Algorithm 1): J_e = max(0, lambda - P(Yes | evaluated, reference, q_e)), then the mean over the dimensions e.
@@ -32,3 +32,16 @@ def hinge_reward_loss(p_yes: Tensor, cap: float, weights: Tensor) -> Tensor:
         weights: [D] one weight per dimension (all one in the paper).
     """
     return (weights[:, None] * F.relu(cap - p_yes)).mean()
+
+
+def keep_loss(images: Tensor, sources: Tensor, masks: Tensor) -> Tensor:
+    """Mean squared difference from the source over the pixels outside the mask: zero for an edit that keeps what it was told to keep.
+
+    Ours: where the judge is shown edits pasted into their source it cannot see what happens outside, and the policy drifts there.
+
+    Args:
+        images, sources: [B, 3, H, W] in [0, 1].
+        masks: [B, 1, H, W] in {0, 1}, one where pixels are to be made.
+    """
+    kept = 1 - masks
+    return ((images - sources).pow(2) * kept).sum() / (3 * kept.sum()).clamp(min=1)

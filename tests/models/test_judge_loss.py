@@ -1,11 +1,11 @@
-"""Both losses against values worked out by hand, and their gradients."""
+"""The losses against values worked out by hand, and their gradients."""
 
 import math
 
 import pytest
 import torch
 
-from models.judge import hinge_reward_loss, pair_loss
+from models.judge import hinge_reward_loss, keep_loss, pair_loss
 
 
 def logit(p: float) -> float:
@@ -42,3 +42,11 @@ def test_hinge_gradient_stops_at_the_cap():
     torch.testing.assert_close(p.grad, torch.tensor([[-0.25, 0.0], [-0.5, 0.0]]))
     below = torch.rand(2, 3, dtype=torch.double).mul(0.5).requires_grad_()
     assert torch.autograd.gradcheck(lambda q: hinge_reward_loss(q, 0.8, torch.tensor([1.0, 0.5], dtype=torch.double)), (below,))
+
+
+def test_keeping_counts_only_what_lies_outside_the_mask():
+    source, image = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
+    image[..., 0, 0], image[..., 1, 1] = 1.0, 0.5
+    mask = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    assert keep_loss(image, source, mask).item() == pytest.approx(0.25 / 3)  # one of three kept pixels is off by a half
+    assert keep_loss(image, source, torch.ones_like(mask)).item() == 0.0
