@@ -197,7 +197,7 @@ def _unproven(facts: dict[str, Any], taxonomy: Taxonomy) -> list[str]:
     if facts["photos"] and any(facts["photos"].values()):
         notes.append("Photographs have no known perfect edit: what is said about them is the judge's opinion, not truth.")
     if facts["policy"] and len(facts["policy"]) > 1 and facts["chosen_on"] == facts["split"]:
-        notes.append("The better mode was chosen on the very split it is reported on, which flatters it: no other split held conditions.")
+        notes.append("The better mode was chosen on the very split it is reported on, which flatters it.")
     if judge and judge["split"] != "test":
         notes.append("The judge's accuracy is from validation pairs, which chose its weights; the sealed test pairs were not asked.")
     missing = {task for summary in (facts["policy"] or {}).values() for task in summary["missing_tasks"]}
