@@ -4,13 +4,15 @@ From random weights a Yes/No answer is one bit a sample and teaches the vision t
 1. dense: every merged vision token regresses what its 16x16 pixels hold (colour, edges, error and edge error against the
    target, share of mask and of object), which is 9 numbers x 16 tokens a picture;
 2. comparison: for two edits of one request the log-odds are drawn towards how far the two scores lie apart,
-   `L = BCE(log-odds, sigmoid(SHARPNESS * (s_first - s_second) / spread))`, over both orders.
+   `L = BCE(log-odds, sigmoid(SHARPNESS * (s_first - s_second) / spread))`, over both orders; beside it the last hidden state
+   regresses the mean figures of the first and of the second picture, which teaches it to tell the two apart.
 The edits are samples of the mini base and, beside them, spoiled targets. No preference label is used here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +35,8 @@ from ops.pretrain_vae import BASE_SCENES
 # Every value below is ours.
 VARIANTS = 4  # edits of one request: two samples, two spoiled targets
 SHARPNESS = 2.0
+TOWER_RATE = 0.3  # the vision tower's learning rate in the comparison, relative to the language model's
+RECALL_WEIGHT = 1.0  # of the regression beside the answer
 DENSE_FIGURES = 9
 TOKENS_PER_SIDE = 4
 
@@ -141,7 +145,7 @@ def pretrain_judge(
 ) -> tuple[Judge, dict[str, float]]:
     """Train a mini judge from random weights; returns it with the dense R2 and the share of comparisons it gets right on the last tenth."""
     torch.manual_seed(seed)
-    model, processor = build_judge(all_queries(taxonomy), seed=seed)
+    model, processor = build_judge(all_queries(taxonomy), layers=3, vision_hidden=96, vision_depth=3, seed=seed)
     judge = Judge(model.train(), processor, taxonomy)
     held_out = max(1, len(bank.tasks) // 10)
     kept = len(bank.tasks) - held_out
@@ -153,8 +157,11 @@ def pretrain_judge(
     _train_comparison(judge, bank, kept, compare_steps, learning_rate, spread, progress)
     model.eval()
     with torch.no_grad():
-        drawn = [_draw(bank, range(kept, len(bank.tasks)), 32, spread, taxonomy) for _ in range(16)]
-        right = [((judge.logit(a, b, q) > 0) == (t > 0.5)).float().mean() for a, b, q, t in drawn]
+        right = []
+        for _ in range(16):
+            drawn = _draw(bank, range(kept, len(bank.tasks)), 32, spread, taxonomy)
+            first, second = bank.edits[drawn.rows, drawn.first], bank.edits[drawn.rows, drawn.second]
+            right.append(((judge.logit(first, second, drawn.queries) > 0) == (drawn.wanted > 0.5)).float().mean())
     return judge, {"dense_r2": r2, "comparison_accuracy": float(torch.stack(right).mean())}
 
 
@@ -185,41 +192,60 @@ def _train_dense(judge: Judge, bank: Bank, kept: int, steps: int, learning_rate:
     return r2
 
 
-def _draw(
-    bank: Bank, rows: range, count: int, spread: dict[tuple[str, str], float], taxonomy: Taxonomy
-) -> tuple[Tensor, Tensor, list[str], Tensor]:
-    """`count` random comparisons: first and second [B, 3, H, W], queries, wanted P(Yes) [B]."""
-    first, second, queries, wanted = [], [], [], []
-    for _ in range(count):
-        row = rows[int(torch.randint(len(rows), ()))]
+class _Drawn(NamedTuple):
+    """Random comparisons: rows and variants in the bank, queries, wanted P(Yes) [B]."""
+
+    rows: Tensor
+    first: Tensor
+    second: Tensor
+    queries: list[str]
+    wanted: Tensor
+
+
+def _draw(bank: Bank, rows: range, count: int, spread: dict[tuple[str, str], float], taxonomy: Taxonomy) -> _Drawn:
+    chosen = torch.tensor([rows[int(i)] for i in torch.randint(len(rows), (count,))])
+    pairs = torch.stack([torch.randperm(VARIANTS)[:2] for _ in range(count)])  # [B, 2]
+    queries, wanted = [], []
+    for row, (a, b) in zip(chosen.tolist(), pairs.tolist(), strict=True):
         task = bank.tasks[row]
-        a, b = torch.randperm(VARIANTS)[:2].tolist()
         dimension = task.dimensions[int(torch.randint(len(task.dimensions), ()))]
         score = bank.scores[row][dimension]
         wanted.append(torch.sigmoid(SHARPNESS * (score[a] - score[b]) / (spread[task.name, dimension] + 1e-6)))
-        first.append(bank.edits[row, a])
-        second.append(bank.edits[row, b])
         queries.append(taxonomy.query(task.name, dimension, bank.prompts[row]))
-    return torch.stack(first), torch.stack(second), queries, torch.stack(wanted)
+    return _Drawn(chosen, pairs[:, 0], pairs[:, 1], queries, torch.stack(wanted))
 
 
 def _train_comparison(
     judge: Judge, bank: Bank, kept: int, steps: int, learning_rate: float, spread: dict[tuple[str, str], float], progress: Progress
 ) -> None:
-    optimizer = torch.optim.AdamW(judge.model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    tower = list(judge.model.model.visual.parameters())
+    known = {id(parameter) for parameter in tower}
+    language = [parameter for parameter in judge.model.parameters() if id(parameter) not in known]
+    recall = torch.nn.Linear(judge.model.config.text_config.hidden_size, 2 * DENSE_FIGURES)
+    means = bank.dense.mean(2)  # [R, V, DENSE_FIGURES]
+    centre, width = means.mean((0, 1)), means.std((0, 1))
+    rates = [learning_rate * TOWER_RATE, learning_rate]
+    optimizer = torch.optim.AdamW([{"params": tower}, {"params": [*language, *recall.parameters()]}], lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
+    last: list[Tensor] = []
+    hook = judge.model.lm_head.register_forward_pre_hook(lambda module, inputs: last.append(inputs[0][:, -1]))
     right = 0.5
     with progress.bar("pretrain judge: comparison", steps, "step") as bar:
         for _ in range(steps):
-            first, second, queries, wanted = _draw(bank, range(kept), 32, spread, judge.taxonomy)
-            seen = judge.encode(torch.cat([first, second]))
-            a, b = seen[: len(first)], seen[len(first) :]
-            logits = judge.compare(a.join(b), b.join(a), [*queries, *queries])
-            loss = F.binary_cross_entropy_with_logits(logits, torch.cat([wanted, 1 - wanted]))
+            drawn = _draw(bank, range(kept), 32, spread, judge.taxonomy)
+            seen = judge.encode(torch.cat([bank.edits[drawn.rows, drawn.first], bank.edits[drawn.rows, drawn.second]]))
+            a, b = seen[: len(drawn.rows)], seen[len(drawn.rows) :]
+            last.clear()
+            logits = judge.compare(a.join(b), b.join(a), [*drawn.queries, *drawn.queries])
+            one, two = ((means[drawn.rows, variant] - centre) / width for variant in (drawn.first, drawn.second))
+            recalled = recall(last[0]) - torch.cat([torch.cat([one, two], 1), torch.cat([two, one], 1)])
+            answer = F.binary_cross_entropy_with_logits(logits, torch.cat([drawn.wanted, 1 - drawn.wanted]))
+            loss = answer + RECALL_WEIGHT * recalled.pow(2).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(judge.model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            right = 0.98 * right + 0.02 * float(((logits[: len(wanted)] > 0) == (wanted > 0.5)).float().mean())
-            bar.advance(1, loss=float(loss), right=right)
+            right = 0.98 * right + 0.02 * float(((logits[: len(drawn.wanted)] > 0) == (drawn.wanted > 0.5)).float().mean())
+            bar.advance(1, answer=float(answer), recall=float(recalled.pow(2).mean()), right=right)
+    hook.remove()

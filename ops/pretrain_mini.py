@@ -41,10 +41,10 @@ class PretrainConfig(OpConfig):
     policy_steps: int = Field(3000, ge=1, description="flow-matching steps (ours)")
     policy_batch: int = Field(64, ge=1, description="flow-matching batch (ours)")
     policy_learning_rate: float = Field(1.2e-3, gt=0, description="flow-matching peak learning rate (ours)")
-    judge_requests: int = Field(1500, ge=64, description="requests whose edits the judge is trained on (ours)")
-    judge_dense_steps: int = Field(300, ge=1, description="steps of dense supervision of the vision tower (ours)")
-    judge_compare_steps: int = Field(300, ge=1, description="steps of comparison on scores (ours)")
-    judge_learning_rate: float = Field(1e-3, gt=0, description="judge peak learning rate (ours)")
+    judge_requests: int = Field(1000, ge=64, description="requests whose edits the judge is trained on (ours)")
+    judge_dense_steps: int = Field(350, ge=1, description="steps of dense supervision of the vision tower (ours)")
+    judge_compare_steps: int = Field(420, ge=1, description="steps of comparison on scores (ours)")
+    judge_learning_rate: float = Field(1.5e-3, gt=0, description="judge peak learning rate (ours)")
     seed: int = Field(0, description="seed of every draw (ours)")
 
 
