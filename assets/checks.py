@@ -16,7 +16,7 @@ from assets.chain import STAGES
 from assets.common import Stage
 from assets.display import table
 from assets.refs import materialised
-from assets.settings import Settings
+from assets.settings import Settings, reasons
 from infra.stores.base import ArtifactRef
 from infra.workspace import Workspace
 from models.errors import ConfigError, UnknownVersion
@@ -31,24 +31,29 @@ def gate_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
     try:
         config = GateConfig(**settings.gates)
     except pydantic.ValidationError as error:
-        raise ConfigError(f"Section 'gates' of preset {settings.preset!r} is not valid: {error}.", "Correct the preset.") from error
+        raise ConfigError(
+            f"Section 'gates' of preset {settings.preset!r} is not valid: {reasons(error)}.", "Correct the preset."
+        ) from error
     return [_gate_check(stage, config) for stage in STAGES if set(stage.artifacts) <= set(gate.CHECKS)]
 
 
 def _gate_check(stage: Stage, config: GateConfig) -> dg.AssetChecksDefinition:
     @dg.asset_check(
-        asset=dg.AssetKey(stage.name), name=f"{stage.name}_gate", blocking=True, description=f"May {stage.name} be used by what comes after it?"
+        asset=dg.AssetKey(stage.name),
+        name="gate",
+        blocking=True,
+        description=f"May {stage.name} be used by what comes after it?",
     )
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         workspace = Workspace.from_env()
-        refs = materialised(context.instance, stage.name, context.run_id)
+        refs = materialised(context.instance, stage.name, context.run.run_id)
         if not refs:
             raise UnknownVersion(f"{stage.name} was never materialised.", f"Materialise {stage.name} first.")
         start = time.monotonic()
         gates = {name: gate.check(name, workspace.store.get(ref), config) for name, ref in refs.items()}
         seconds = time.monotonic() - start
         for name, ref in refs.items():
-            gate.record_evidence(workspace.store, ref, gates[name], config, context.run_id)
+            gate.record_evidence(workspace.store, ref, gates[name], config, context.run.run_id)
         for name in refs:
             for each in gates[name]:
                 context.log.info(line(name, each))

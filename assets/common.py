@@ -33,7 +33,7 @@ import torch
 
 from assets.display import describe
 from assets.refs import artifacts_metadata, parent_refs, pinned
-from assets.settings import Settings
+from assets.settings import Settings, reasons
 from assets.sources import ROOT, code_version
 from infra.data import weights, weights_digest
 from infra.progress import Progress
@@ -130,7 +130,9 @@ class Stage:
         try:
             resolved = self.config(**section)
         except pydantic.ValidationError as error:
-            raise ConfigError(f"Section {self.name!r} of preset {settings.preset!r} is not valid: {error}.", "Correct the preset.") from error
+            raise ConfigError(
+                f"Section {self.name!r} of preset {settings.preset!r} is not valid: {reasons(error)}.", "Correct the preset."
+            ) from error
         fields: dict[str, Any] = {
             name: (info.annotation, pydantic.fields.FieldInfo.merge_field_infos(info, default=getattr(resolved, name)))
             for name, info in self.config.model_fields.items()
@@ -241,7 +243,10 @@ def make(work: Work) -> Made:
             run_id=work.run_id,
             code_version=code_version(work.stage.file),
             config={"preset": work.settings.preset, "taxonomy": work.taxonomy.digest(), **work.config.model_dump(mode="json")},
-            metadata={**{name: value for name, value in metrics.items() if isinstance(value, str | int | float)}, "seconds": round(seconds, 2)},
+            metadata={
+                **{name: value for name, value in metrics.items() if isinstance(value, str | int | float)},
+                "seconds": round(seconds, 2),
+            },
         )
     shutil.rmtree(scratch, ignore_errors=True)
     version = work.store.version(ref.digest)

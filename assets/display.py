@@ -40,13 +40,15 @@ def _flat(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in metrics.items():
         if isinstance(value, dict):
             rows.extend(_flat(value, f"{prefix}{name}."))
-        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            rows.append((prefix + name, value))
-        elif isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
-            rows.append((prefix + name, value))
         elif value is not None and value != []:
-            rows.append((prefix + name, str(value)))
+            rows.append((prefix + name, value if _showable(value) else str(value)))
     return rows
+
+
+def _showable(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(row, dict) for row in value)
+    return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -6,7 +6,19 @@ from typing import Any
 
 from assets.common import Work, stage
 from assets.policy import policy
+from assets.winner import parent, released_policy
+from infra.stores.base import ArtifactRef
 from ops.evaluate import EvaluateConfig, evaluate
+
+
+def _rival(work: Work) -> ArtifactRef | None:
+    """The production release. Where that already holds one of these policies: the one it was measured against, so that an
+    unchanged evaluation stays unchanged after its promotion."""
+    production = work.pin("production")
+    if production is None or released_policy(work, production) not in {ref.digest for ref in work.refs.values()}:
+        return production
+    measured = parent(work, production, "evaluation")
+    return parent(work, measured, production.name) if measured else None
 
 
 @stage(
@@ -16,10 +28,10 @@ from ops.evaluate import EvaluateConfig, evaluate
     kinds={"pytorch", "huggingface"},
     models=("flux", "judge"),
     gpu=True,
-    uses=lambda work: work.pin("production"),
+    uses=_rival,
 )
 def evaluation(work: Work) -> dict[str, Any]:
-    """Held-out conditions, the same seeds for base, production and every healthy policy; win rates with intervals by ground truth and judge."""
+    """Held-out conditions, the same seeds for base, production and every healthy policy; win rates by ground truth and by judge."""
     inputs = work.inputs
     return evaluate(
         work.config,

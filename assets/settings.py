@@ -23,3 +23,8 @@ class Settings(OpConfig):
     fresh_days: int = pydantic.Field(8, ge=1, description="ours: an asset older than this is overdue (retraining is weekly).")
     gates: dict[str, Any] = {}
     stages: dict[str, dict[str, Any]] = {}
+
+
+def reasons(error: pydantic.ValidationError) -> str:
+    """What is wrong with a configuration, field by field, on one line."""
+    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'values'}: {each['msg']}" for each in error.errors())

@@ -26,7 +26,9 @@ def code_references(stage: Stage) -> dg.CodeReferencesMetadataValue:
     """The asset's own file and the ops it calls."""
     files = [stage.file, *(path for path in source_files(stage.file) if path.parent == ROOT / "ops" and path.name != "__init__.py")]
     return dg.CodeReferencesMetadataValue(
-        code_references=[dg.LocalFileCodeReference(file_path=str(path), line_number=1, label=path.relative_to(ROOT).as_posix()) for path in files]
+        code_references=[
+            dg.LocalFileCodeReference(file_path=str(path), line_number=1, label=path.relative_to(ROOT).as_posix()) for path in files
+        ]
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from infra.stores.base import ArtifactRef
 from models.errors import GateRefused
 from pipelines.definitions import definitions
 from pipelines.jobs import ALL_MODES, whole_chain
+from pipelines.terminal import quieten
 
 Ending = Literal["promoted", "unchanged", "released", "refused", "failed", "interrupted"]
 
@@ -30,7 +31,6 @@ class Outcome:
     ending: Ending
     message: str
     run_id: str
-    wall_s: float
     artifacts: dict[str, ArtifactRef]  # what the run made or reused, by name
     reused: list[str]
     seconds: dict[str, float]  # inside the op, by artifact
@@ -38,18 +38,18 @@ class Outcome:
     gate_s: float
 
     @property
-    def overhead_share(self) -> float:
-        """Share of the wall time outside ops and gates: Dagster, versioning, imports."""
-        return max(0.0, 1 - (sum(self.seconds.values()) + self.gate_s) / self.wall_s)
+    def work_s(self) -> float:
+        """Seconds inside ops and gates; the rest of a run is Dagster, versioning and imports."""
+        return sum(self.seconds.values()) + self.gate_s
 
 
 def run_chain(settings: Settings, instance: dg.DagsterInstance) -> Outcome:
     """Take images through every stage. What a stage raises ends in `failed`, Ctrl-C in `interrupted`."""
-    start = time.monotonic()
+    quieten()
     if any(source.startswith("data/") for source in (settings.flux, settings.judge)):
         ensure_data(ROOT)
     job = definitions(settings).resolve_job_def(whole_chain.name)
-    run_id = dg.DagsterRun().run_id
+    run_id = str(uuid.uuid4())
     failure: tuple[Ending, str] | None = None
     try:
         result = job.execute_in_process(
@@ -65,7 +65,6 @@ def run_chain(settings: Settings, instance: dg.DagsterInstance) -> Outcome:
         ending=ending,
         message=message,
         run_id=run_id,
-        wall_s=time.monotonic() - start,
         artifacts={name: ref for event in materializations for name, ref in event["artifacts"].items()},
         reused=[event["name"] for event in made if event["reused"]],
         seconds={event["name"]: event["seconds"] for event in made},

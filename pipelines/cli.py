@@ -14,12 +14,21 @@ import typer
 
 from models.errors import ConfigError, OneRewardError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="OneReward: one judge tunes FLUX Fill, versioned and gated.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="OneReward: one judge tunes FLUX Fill, versioned and gated.",
+)
 labels_app = typer.Typer(no_args_is_help=True, help="Human labels in and out of the label database.")
 app.add_typer(labels_app, name="labels")
 
-PresetOption = Annotated[str | None, typer.Option("--preset", help="Name of a preset or path of a YAML file; else ONEREWARD_PRESET, else mini.")]
-HomeOption = Annotated[Path | None, typer.Option("--home", help="Where versions, runs and reports are kept; else ONEREWARD_HOME, else .onereward.")]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="Name of a preset or path of a YAML file; else ONEREWARD_PRESET, else mini.")
+]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Where versions, runs and reports are kept; else ONEREWARD_HOME, else .onereward.")
+]
 Approver = Annotated[str, typer.Option("--approver", help="Who answers for the move; kept in the audit trail.", envvar="USER")]
 EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
@@ -101,7 +110,8 @@ def edit(
     settings, workspace = enter(preset, home)
     from assets.sources import ROOT
     from models.taxonomy import Taxonomy
-    from ops.edit import EditConfig, edit as edit_picture
+    from ops.edit import EditConfig
+    from ops.edit import edit as edit_picture
     from pipelines.versions import editor
 
     base, policy = editor(settings, workspace, source)
@@ -116,7 +126,9 @@ def edit(
 
 
 @app.command()
-def report(run_number: Annotated[int | None, typer.Argument(help="Number of a run; the latest without one.")] = None, home: HomeOption = None) -> None:
+def report(
+    run_number: Annotated[int | None, typer.Argument(help="Number of a run; the latest without one.")] = None, home: HomeOption = None
+) -> None:
     """Where a run's report is, and how it ended."""
     from pipelines.home import enter
     from pipelines.report import find_report, headline
@@ -183,12 +195,13 @@ def pretrain_mini_command(
 ) -> None:
     """Train the mini preset's base weights from nothing (they are shipped; this is their recipe)."""
     from infra.progress import Progress
+    from models.taxonomy import Taxonomy
     from ops.pretrain_mini import PretrainConfig, pretrain_mini
 
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise ConfigError(f"{out} is not empty.", "Name another folder with --out, or move this one away.")
-    pretrain_mini(PretrainConfig(), out, Progress(print))
+    pretrain_mini(PretrainConfig(), out, Progress(print), Taxonomy.load())
     print(out)
 
 

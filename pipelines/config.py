@@ -16,7 +16,7 @@ from typing import Any
 import pydantic
 import yaml
 
-from assets.settings import Settings
+from assets.settings import Settings, reasons
 from models.errors import ConfigError
 
 PRESETS = Path(__file__).with_name("presets")
@@ -57,10 +57,10 @@ def load_settings(preset: str | None = None) -> Settings:
     name = preset or os.environ.get(PRESET_VARIABLE) or DEFAULT
     path = preset_path(name)
     raw = _read(path)
-    models = raw.pop("models", {})
+    models = raw.pop("models", None) or {}
     own = {key: raw.pop(key) for key in list(raw) if key in Settings.model_fields}
     sections = {key: raw[key] or {} for key in raw}
     try:
         return Settings(preset=path.stem, **models, **own, stages=sections)
-    except (pydantic.ValidationError, TypeError) as error:
-        raise ConfigError(f"{path} is not a usable preset: {error}.", f"Compare it with {PRESETS / DEFAULT}.yaml.") from error
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{path} is not a usable preset: {reasons(error)}.", f"Compare it with {PRESETS / DEFAULT}.yaml.") from error

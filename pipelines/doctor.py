@@ -22,7 +22,7 @@ from models.errors import OneRewardError
 Level = Literal["ok", "warning", "error"]
 MEMORY_GB = 6.0  # the mini preset's limit
 DISK_GB = 5.0  # a run of the mini preset with its versions, several times over
-ANTLR_REMEDY = "pip install --no-deps antlr4-python3-runtime==4.13.2   (DVC's own parameters files then cannot be parsed by Hydra; this project uses none)"
+ANTLR_REMEDY = "pip install --no-deps antlr4-python3-runtime==4.13.2   (DVC then cannot compose Hydra configs; nothing here does)"
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,21 @@ class Finding:
 def _cores(settings: Settings) -> Finding:
     cores = os.cpu_count() or 1
     if settings.threads > cores:
-        return Finding("cores", "warning", f"{cores}, the preset wants {settings.threads} threads", f"Set `threads: {cores}` in the preset.")
+        return Finding(
+            "cores", "warning", f"{cores}, the preset wants {settings.threads} threads", f"Set `threads: {cores}` in the preset."
+        )
     return Finding("cores", "ok", f"{cores}, {settings.threads} threads used")
 
 
 def _memory() -> Finding:
     free = psutil.virtual_memory().available / 1e9
     if free < MEMORY_GB:
-        return Finding("memory", "warning", f"{free:.1f} GB free, {MEMORY_GB:.0f} wanted", "Close other programs, or lower the batch sizes in the preset.")
+        return Finding(
+            "memory",
+            "warning",
+            f"{free:.1f} GB free, {MEMORY_GB:.0f} wanted",
+            "Close other programs, or lower the batch sizes in the preset.",
+        )
     return Finding("memory", "ok", f"{free:.1f} GB free")
 
 
@@ -53,7 +60,12 @@ def _disk(workspace: Workspace) -> Finding:
     folder = workspace.home if workspace.home.exists() else workspace.home.parent
     free = shutil.disk_usage(folder).free / 1e9
     if free < DISK_GB:
-        return Finding("disk", "warning", f"{free:.1f} GB free at {folder}, {DISK_GB:.0f} wanted", "Free some space, or move the home with ONEREWARD_HOME.")
+        return Finding(
+            "disk",
+            "warning",
+            f"{free:.1f} GB free at {folder}, {DISK_GB:.0f} wanted",
+            "Free some space, or move the home with ONEREWARD_HOME.",
+        )
     return Finding("disk", "ok", f"{free:.1f} GB free at {folder}")
 
 
@@ -62,7 +74,9 @@ def _gpu() -> Finding:
 
     if torch.cuda.is_available():
         return Finding("GPU", "ok", f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] / 1e9:.0f} GB")
-    return Finding("GPU", "warning", "none that torch sees", "Not needed for the mini preset. For others install the driver and a CUDA build of torch.")
+    return Finding(
+        "GPU", "warning", "none that torch sees", "Not needed for the mini preset. For others install the driver and a CUDA build of torch."
+    )
 
 
 def _onnxruntime() -> Finding:
@@ -86,7 +100,7 @@ def _antlr() -> Finding:
     version = _version("antlr4-python3-runtime") or "none"
     if version.startswith("4.13"):
         return Finding("antlr", "ok", version)
-    found = f"{version}, pinned by DVC: Dagster's selection strings crash (`--select`, `selection=\"a\"`); this project uses objects only"
+    found = f'{version}, pinned by DVC: Dagster\'s selection strings crash (`--select`, `selection="a"`); this project uses objects only'
     return Finding("antlr", "warning", found, f"Only if you want selection strings: {ANTLR_REMEDY}")
 
 

@@ -9,6 +9,7 @@ from assets.settings import Settings
 from infra.workspace import HOME_VARIABLE, Workspace
 from pipelines.config import PRESET_VARIABLE, load_settings, preset_path
 
+
 def enter(preset: str | None, home: Path | None) -> tuple[Settings, Workspace]:
     """Choose preset and home for this process and its children, and write what Dagster needs there.
 

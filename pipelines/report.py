@@ -6,10 +6,12 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 
 from assets.chain import RELEASE
 from assets.settings import Settings
@@ -31,14 +33,15 @@ def run_and_report(settings: Settings, workspace: Workspace) -> tuple[Outcome, P
     if outcome.ending == "interrupted" or not outcome.artifacts:
         return outcome, None
     store = workspace.store
+    wall_s = time.time() - psutil.Process().create_time()  # with the libraries' imports
     _, page = write_report(
         workspace.reports / str(1 + max(_numbers(workspace), default=0)),
         folders={name: store.get(ref) for name, ref in outcome.artifacts.items()},
         versions={name: store.version(ref.digest) for name, ref in outcome.artifacts.items()},
         run=RunFacts(
-            wall_s=round(outcome.wall_s, 1),
+            wall_s=round(wall_s, 1),
             peak_rss_gb=round(peak_rss_gb(), 3),
-            overhead_share=round(outcome.overhead_share, 4),
+            overhead_share=round(max(0.0, 1 - outcome.work_s / wall_s), 4),
             commit=commit(),
             gates=outcome.gates,
             release=_release(workspace, outcome),
@@ -82,7 +85,9 @@ def headline(folder: Path) -> str:
     lines += [f"policy {mode}: win rate {_share(figures['mean_win_rate'])}" for mode, figures in (facts["policy"] or {}).items()]
     lines += [f"refused: {facts['refused']}"] if facts["refused"] else []
     if facts["release"]:
-        lines.append(f"release v{facts['release']['version']} ({facts['release']['digest'][:8]}): {facts['release']['stage'] or 'in no stage'}")
+        lines.append(
+            f"release v{facts['release']['version']} ({facts['release']['digest'][:8]}): {facts['release']['stage'] or 'in no stage'}"
+        )
     return "\n".join(lines)
 
 

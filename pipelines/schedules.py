@@ -6,6 +6,7 @@ import dagster as dg
 
 from pipelines.jobs import ALL_MODES, preferences_onward
 
+
 @dg.schedule(
     job=preferences_onward,
     cron_schedule="0 3 * * 1",  # ours: Mondays at three, when the GPUs are idle

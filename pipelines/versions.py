@@ -32,7 +32,9 @@ def version_lines(store: ArtifactStore, name: str | None, *, verify: bool) -> It
             store.get(ref)
         stages = ", ".join(pointers.get((ref.name, ref.digest), []))
         made = version.created[:19].replace("T", " ")
-        line = f"{ref.name:16} {version.number:>7}  {ref.digest[:12]} {ref.size / 1e6:>7.2f} MB  {made:19}  {version.run_id[:8]:8}  {stages}"
+        line = (
+            f"{ref.name:16} {version.number:>7}  {ref.digest[:12]} {ref.size / 1e6:>7.2f} MB  {made:19}  {version.run_id[:8]:8}  {stages}"
+        )
         yield line.rstrip() + (" verified" if verify else "")
 
 
@@ -44,7 +46,9 @@ def editor(settings: Settings, workspace: Workspace, source: str) -> tuple[Path,
     if source in STAGES:
         ref = workspace.store.stage(RELEASE, source)
         if ref is None:
-            raise UnknownVersion(f"No release is in {source}.", "Use --from base, or promote a release first (`onereward versions release`).")
+            raise UnknownVersion(
+                f"No release is in {source}.", "Use --from base, or promote a release first (`onereward versions release`)."
+            )
         return workspace.store.get(ref) / "model", None
     if source == "base":
         return base_pipeline(settings), None

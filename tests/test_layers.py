@@ -50,7 +50,11 @@ def test_nobody_imports_a_floor_above() -> None:
 
 @pytest.mark.parametrize(
     ("path", "source"),
-    [("models/x.py", "from ops.curate import curate"), ("ops/x.py", "import dagster as dg"), ("assets/x.py", "def f():\n    import pipelines.cli")],
+    [
+        ("models/x.py", "from ops.curate import curate"),
+        ("ops/x.py", "import dagster as dg"),
+        ("assets/x.py", "def f():\n    import pipelines.cli"),
+    ],
 )
 def test_a_violation_would_be_seen(path: str, source: str) -> None:
     assert len(violations(Path(path), source)) == 1

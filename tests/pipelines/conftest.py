@@ -1,0 +1,46 @@
+"""Homes and presets for the tests of the top floor: every test has its own home, the tiny weights are made once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from tests.pipelines.toy import write_toy
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_toy(folder)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home; presets and homes chosen in the test do not leak out of it."""
+    folder = tmp_path / "home"
+    for name in ("ONEREWARD_HOME", "DAGSTER_HOME", "ONEREWARD_PRESET", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "")  # restored after the test, whatever the command sets
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ONEREWARD_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def toy(tmp_path: Path, tiny_weights: Path) -> Any:
+    """`toy(gates={...})` writes a toy preset with changed sections and returns its path."""
+
+    def write(**sections: Any) -> Path:
+        return write_toy(tmp_path, tiny_weights, **sections)
+
+    return write
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as made:
+        yield made

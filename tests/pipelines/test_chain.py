@@ -1,0 +1,104 @@
+"""The whole chain at toy size, through Dagster and the command line: promoted, unchanged, refused, interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from assets.sources import ROOT
+from infra.stores.base import ArtifactStore
+from infra.workspace import Workspace
+
+pytestmark = pytest.mark.chain
+ARTIFACTS = {
+    "source_images",
+    "curated_dataset",
+    "candidates",
+    "preferences",
+    "preference_pairs",
+    "reward_model",
+    "policy-static",
+    "policy-ema",
+    "evaluation",
+    "onnx",
+    "engine",
+    "release",
+}
+
+
+def onereward(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ONEREWARD_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=590)
+
+
+def versions(store: ArtifactStore) -> set[str]:
+    return {version.ref.name for version in store.versions() if not version.ref.name.startswith("gates-")}
+
+
+def test_promoted_then_unchanged(home: Path, toy: Callable[..., Path]) -> None:
+    preset = str(toy())
+    done = onereward(home, "run", "--preset", preset)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "promoted: release v1" in done.stdout
+    assert "Traceback" not in done.stderr
+    workspace = Workspace.from_env(home)
+    assert versions(workspace.store) == ARTIFACTS
+    production = workspace.store.stage("release", "production")
+    assert production is not None
+
+    facts = json.loads((workspace.reports / "1" / "report.json").read_text())
+    assert facts["release"] == {"version": 1, "stage": "production", "digest": production.digest}
+    assert facts["wall_s"] > 0 and 0 < facts["peak_rss_gb"] < 6 and 0 <= facts["overhead_share"] < 1
+    assert set(facts["policy"]) == {"static", "ema"} and facts["engine"]["verified"] is False
+    assert {"split_leak", "judge_accuracy", "policy_moved", "win_rate", "onnx_error", "engine_built"} <= {g["name"] for g in facts["gates"]}
+    assert all(gate["passed"] for gate in facts["gates"])
+    assert (workspace.reports / "1" / "report.html").stat().st_size > 10_000
+
+    moves = workspace.store.moves("release")
+    again = onereward(home, "run", "--preset", preset, "--require-promotion")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"everything reused: {len(ARTIFACTS)} artifacts unchanged" in again.stdout
+    assert "unchanged: release v1" in again.stdout and "[release] nothing to do" in again.stdout
+    assert Workspace.from_env(home).store.moves("release") == moves
+
+    shown = onereward(home, "versions", "release", "--verify")
+    assert "candidate, staging, production verified" in shown.stdout
+    assert "release v1" in onereward(home, "report").stdout
+
+    # A judge that nothing satisfies: the chain stops at its gate, says so, and production does not move.
+    refused = onereward(home, "run", "--preset", str(toy(gates={"min_judge_accuracy": 1.0})))
+    assert refused.returncode == 0, refused.stdout + refused.stderr
+    assert "refused: reward_model" in refused.stdout and "judge_accuracy" in refused.stdout
+    assert onereward(home, "run", "--preset", str(toy(gates={"min_judge_accuracy": 1.0})), "--require-promotion").returncode == 3
+    store = Workspace.from_env(home).store
+    assert store.moves("release") == moves
+    facts = json.loads((workspace.reports / "3" / "report.json").read_text())
+    assert facts["refused"].startswith("reward_model") and facts["release"] is None
+
+
+def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(home: Path, toy: Callable[..., Path]) -> None:
+    preset = str(toy(source_images={"n_scenes": 12, "crops_per_photo": 0}, reward_model={"steps": 100_000, "patience": 1_000_000}))
+    environment = {**os.environ, "ONEREWARD_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--preset", preset]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "made preference_pairs" in line:
+                break
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Ctrl-C" in errors and "Traceback" not in errors
+    store = Workspace.from_env(home).store
+    assert versions(store) == {"source_images", "curated_dataset", "candidates", "preferences", "preference_pairs"}
+    assert list((home / "tmp").iterdir()) == []

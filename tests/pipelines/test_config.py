@@ -1,0 +1,54 @@
+"""Presets: names, files, inheritance, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.errors import ConfigError
+from pipelines.config import load_settings
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "own.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_shipped_presets_load_and_only_mini_promotes_by_itself() -> None:
+    assert load_settings("mini").auto_promote and not load_settings("flux-fill").auto_promote
+
+
+def test_the_environment_chooses_and_an_argument_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEREWARD_PRESET", "flux-fill")
+    assert load_settings().preset == "flux-fill"
+    assert load_settings("mini").preset == "mini"
+
+
+def test_a_file_extends_a_preset_section_by_section(tmp_path: Path) -> None:
+    mini = load_settings("mini")
+    own = load_settings(write(tmp_path, "extends: mini\nsource_images: {n_scenes: 7}\ngates: {min_win_rate: 0.9}\n"))
+    assert own.flux == mini.flux and own.auto_promote == mini.auto_promote
+    assert own.stages["source_images"] == {**mini.stages.get("source_images", {}), "n_scenes": 7}
+    assert own.gates == {**mini.gates, "min_win_rate": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("threads: 0\nmodels: {flux: a, judge: b}\n", "threads"),
+        ("models: {flux: a}\n", "judge"),
+        ("models: {flux: a, judge: b, rival: c}\n", "rival"),
+        ("- a\n- b\n", "own.yaml"),
+        ("models: [", "own.yaml"),
+    ],
+)
+def test_a_bad_file_is_named_with_the_field(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load_settings(write(tmp_path, text))
+
+
+def test_an_unknown_name_lists_the_presets() -> None:
+    with pytest.raises(ConfigError, match="flux-fill, mini"):
+        load_settings("maxi")

@@ -1,0 +1,61 @@
+"""A failed gate stops the run it belongs to, every later run, and automation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+
+from infra.workspace import Workspace
+from ops.gate import evidence_for
+from pipelines.config import load_settings
+from pipelines.definitions import definitions
+
+ROWS = {"source_images": {"n_scenes": 24, "crops_per_photo": 0}, "curated_dataset": {"clusters": 2, "subset": 24}}
+
+
+def materialize(defs: dg.Definitions, instance: dg.DagsterInstance, *names: str) -> dg.ExecuteInProcessResult:
+    keys = [dg.AssetKey(name) for name in names]
+    job = defs.resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(instance=instance, asset_selection=keys, raise_on_error=False)
+
+
+def requested(defs: dg.Definitions, instance: dg.DagsterInstance) -> set[str]:
+    """Assets that automation would make now."""
+    result = dg.evaluate_automation_conditions(defs=defs, instance=instance)
+    graph = defs.resolve_asset_graph()
+    return {key.to_user_string() for key in graph.get_all_asset_keys() if result.get_num_requested(key)}
+
+
+def test_a_failed_gate_stops_this_run_the_next_and_automation(home: Path, toy: Callable[..., Path], instance: dg.DagsterInstance) -> None:
+    strict = definitions(load_settings(str(toy(**ROWS, gates={"min_per_split": 1000}))))
+    result = materialize(strict, instance, "source_images", "curated_dataset", "candidates")
+    evaluation = result.get_asset_check_evaluations()[0]
+    assert not result.success and not evaluation.passed
+    assert "split_size" in evaluation.description and evaluation.metadata["split_size threshold"].value == 1000
+    assert result.asset_materializations_for_node("candidates") == []
+
+    store = Workspace.from_env(home).store
+    curated = store.versions("curated_dataset")[-1].ref
+    evidence = evidence_for(store, curated.digest)
+    assert evidence is not None and [gate.name for gate in evidence.failed] == ["split_size"]
+
+    again = materialize(strict, instance, "candidates")
+    failure = next(event.step_failure_data.error for event in again.all_events if event.is_step_failure)
+    assert not again.success and "A gate refused curated_dataset" in str(failure)
+    assert "candidates" not in requested(strict, instance)
+
+
+def test_automation_goes_on_where_the_gate_passed(home: Path, toy: Callable[..., Path], instance: dg.DagsterInstance) -> None:
+    lenient = definitions(load_settings(str(toy(**ROWS))))
+    assert materialize(lenient, instance, "source_images", "curated_dataset").success
+    assert "candidates" in requested(lenient, instance)
+
+
+def test_thresholds_come_from_the_preset(home: Path, toy: Callable[..., Path], instance: dg.DagsterInstance) -> None:
+    defs = definitions(load_settings(str(toy(**ROWS, gates={"min_per_split": 2}))))
+    result = materialize(defs, instance, "source_images", "curated_dataset")
+    evaluation = result.get_asset_check_evaluations()[0]
+    assert evaluation.passed and evaluation.metadata["split_leak"].value == 0
+    assert evaluation.metadata["split_size threshold"].value == 2
