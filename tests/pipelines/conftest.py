@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from pipelines import cli
 from tests.pipelines.toy import write_toy
+
+Command = Callable[..., tuple[int, str, str]]  # arguments -> exit code, stdout, stderr
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +47,18 @@ def toy(tmp_path: Path, tiny_weights: Path) -> Any:
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     with dg.instance_for_test(temp_dir=str(tmp_path)) as made:
         yield made
+
+
+@pytest.fixture
+def onereward(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Call the command in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["onereward", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call

@@ -16,6 +16,7 @@ import pytest
 from assets.sources import ROOT
 from infra.stores.base import ArtifactStore
 from infra.workspace import Workspace
+from tests.pipelines.conftest import Command
 
 pytestmark = pytest.mark.chain
 ARTIFACTS = {
@@ -34,22 +35,14 @@ ARTIFACTS = {
 }
 
 
-def onereward(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "ONEREWARD_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pipelines.cli", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=590)
-
-
 def versions(store: ArtifactStore) -> set[str]:
     return {version.ref.name for version in store.versions() if not version.ref.name.startswith("gates-")}
 
 
-def test_promoted_then_unchanged(home: Path, toy: Callable[..., Path]) -> None:
-    preset = str(toy())
-    done = onereward(home, "run", "--preset", preset)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "promoted: release v1" in done.stdout
-    assert "Traceback" not in done.stderr
+def test_promoted_then_unchanged_then_refused(onereward: Command, home: Path, toy: Callable[..., Path]) -> None:
+    code, out, err = onereward("run", "--preset", str(toy()))
+    assert code == 0, out + err
+    assert "promoted: release v1" in out and err == ""
     workspace = Workspace.from_env(home)
     assert versions(workspace.store) == ARTIFACTS
     production = workspace.store.stage("release", "production")
@@ -64,21 +57,20 @@ def test_promoted_then_unchanged(home: Path, toy: Callable[..., Path]) -> None:
     assert (workspace.reports / "1" / "report.html").stat().st_size > 10_000
 
     moves = workspace.store.moves("release")
-    again = onereward(home, "run", "--preset", preset, "--require-promotion")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert f"everything reused: {len(ARTIFACTS)} artifacts unchanged" in again.stdout
-    assert "unchanged: release v1" in again.stdout and "[release] nothing to do" in again.stdout
+    code, out, err = onereward("run", "--preset", str(toy()), "--require-promotion")
+    assert code == 0, out + err
+    assert f"everything reused: {len(ARTIFACTS)} artifacts unchanged" in out
+    assert "unchanged: release v1" in out and "[release] nothing to do" in out
     assert Workspace.from_env(home).store.moves("release") == moves
-
-    shown = onereward(home, "versions", "release", "--verify")
-    assert "candidate, staging, production verified" in shown.stdout
-    assert "release v1" in onereward(home, "report").stdout
+    assert "candidate, staging, production verified" in onereward("versions", "release", "--verify")[1]
+    assert "release v1" in onereward("report")[1]
 
     # A judge that nothing satisfies: the chain stops at its gate, says so, and production does not move.
-    refused = onereward(home, "run", "--preset", str(toy(gates={"min_judge_accuracy": 1.0})))
-    assert refused.returncode == 0, refused.stdout + refused.stderr
-    assert "refused: reward_model" in refused.stdout and "judge_accuracy" in refused.stdout
-    assert onereward(home, "run", "--preset", str(toy(gates={"min_judge_accuracy": 1.0})), "--require-promotion").returncode == 3
+    strict = ("run", "--preset", str(toy(gates={"min_judge_accuracy": 1.0})))
+    code, out, err = onereward(*strict)
+    assert code == 0, out + err
+    assert "refused: reward_model" in out and "judge_accuracy" in out
+    assert onereward(*strict, "--require-promotion")[0] == 3
     store = Workspace.from_env(home).store
     assert store.moves("release") == moves
     facts = json.loads((workspace.reports / "3" / "report.json").read_text())

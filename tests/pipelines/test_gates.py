@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
 from infra.workspace import Workspace
 from ops.gate import evidence_for
@@ -21,14 +22,16 @@ def materialize(defs: dg.Definitions, instance: dg.DagsterInstance, *names: str)
     return job.execute_in_process(instance=instance, asset_selection=keys, raise_on_error=False)
 
 
-def requested(defs: dg.Definitions, instance: dg.DagsterInstance) -> set[str]:
-    """Assets that automation would make now."""
-    result = dg.evaluate_automation_conditions(defs=defs, instance=instance)
+def requested_after(defs: dg.Definitions, instance: dg.DagsterInstance, *names: str) -> tuple[set[str], bool]:
+    """What automation would make once `names` have been materialised, and whether that run succeeded."""
+    before = dg.evaluate_automation_conditions(defs=defs, instance=instance)
+    success = materialize(defs, instance, *names).success
+    after = dg.evaluate_automation_conditions(defs=defs, instance=instance, cursor=before.cursor)
     graph = defs.resolve_asset_graph()
-    return {key.to_user_string() for key in graph.get_all_asset_keys() if result.get_num_requested(key)}
+    return {key.to_user_string() for key in graph.get_all_asset_keys() if after.get_num_requested(key)}, success
 
 
-def test_a_failed_gate_stops_this_run_the_next_and_automation(home: Path, toy: Callable[..., Path], instance: dg.DagsterInstance) -> None:
+def test_a_failed_gate_stops_this_run_and_the_next(home: Path, toy: Callable[..., Path], instance: dg.DagsterInstance) -> None:
     strict = definitions(load_settings(str(toy(**ROWS, gates={"min_per_split": 1000}))))
     result = materialize(strict, instance, "source_images", "curated_dataset", "candidates")
     evaluation = result.get_asset_check_evaluations()[0]
@@ -44,13 +47,15 @@ def test_a_failed_gate_stops_this_run_the_next_and_automation(home: Path, toy: C
     again = materialize(strict, instance, "candidates")
     failure = next(event.step_failure_data.error for event in again.all_events if event.is_step_failure)
     assert not again.success and "A gate refused curated_dataset" in str(failure)
-    assert "candidates" not in requested(strict, instance)
 
 
-def test_automation_goes_on_where_the_gate_passed(home: Path, toy: Callable[..., Path], instance: dg.DagsterInstance) -> None:
-    lenient = definitions(load_settings(str(toy(**ROWS))))
-    assert materialize(lenient, instance, "source_images", "curated_dataset").success
-    assert "candidates" in requested(lenient, instance)
+@pytest.mark.parametrize(("least", "goes_on"), [(1, {"candidates", "preferences", "preference_pairs"}), (1000, set())])
+def test_automation_goes_on_only_where_the_gate_passed(
+    home: Path, toy: Callable[..., Path], instance: dg.DagsterInstance, least: int, goes_on: set[str]
+) -> None:
+    """It asks for everything down to the next gate in one run, and for nothing below a gate that said no."""
+    defs = definitions(load_settings(str(toy(**ROWS, gates={"min_per_split": least}))))
+    assert requested_after(defs, instance, "source_images", "curated_dataset") == (goes_on, bool(goes_on))
 
 
 def test_thresholds_come_from_the_preset(home: Path, toy: Callable[..., Path], instance: dg.DagsterInstance) -> None:

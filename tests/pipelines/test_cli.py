@@ -1,0 +1,170 @@
+"""The command line: exit codes, one clear line per error, and what each command prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from infra.workspace import Workspace
+from models.records import Condition, write_rows
+from ops.folders import write_metrics
+from pipelines import doctor
+from pipelines.config import load_settings
+from tests.pipelines.conftest import Command
+
+SIZE = (64, 64)
+
+
+def picture(path: Path, colour: str = "red", size: tuple[int, int] = SIZE) -> Path:
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def masked(path: Path) -> Path:
+    mask = Image.new("L", SIZE, 0)
+    mask.paste(255, (16, 16, 40, 48))
+    mask.save(path)
+    return path
+
+
+def test_help_names_every_command(onereward: Command) -> None:
+    code, out, _ = onereward("--help")
+    assert code == 0
+    for command in ("run", "dev", "doctor", "edit", "report", "versions", "promote", "rollback", "pretrain-mini", "labels"):
+        assert f" {command} " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("run", "--preset", "maxi"), "no preset 'maxi'"),
+        (("versions", "nothing"), "'nothing'"),
+        (("report",), "no report"),
+        (("report", "7"), "no report 7"),
+        (("promote", "12345678", "production"), "12345678"),
+        (("rollback",), "no earlier version"),
+        (("labels", "export", "out.jsonl"), "No candidates"),
+        (("edit", "image.png", "mask.png", "--prompt", "x"), "No release is in production"),
+        (("edit", "image.png", "mask.png", "--from", "base"), "no prompt"),
+        (("edit", "image.png", "mask.png", "--from", "base", "--task", "paint"), "'paint'"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(
+    onereward: Command,
+    toy: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    named: str,
+) -> None:
+    monkeypatch.setenv("ONEREWARD_PRESET", str(toy()))
+    code, _, err = onereward(*arguments)
+    assert code == 1 and named in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_missing_weights_end_a_run_with_their_remedy(onereward: Command, toy: Callable[..., Path], home: Path) -> None:
+    preset = toy(models={"flux": "nowhere/flux"}, source_images={"n_scenes": 4, "crops_per_photo": 0})
+    code, _, err = onereward("run", "--preset", str(preset))
+    assert code == 1 and "curated_dataset: There is no weights folder" in err and "correct `models`" in err
+    assert {version.ref.name for version in Workspace.from_env(home).store.versions()} == {"source_images"}
+
+
+def test_edit_keeps_what_is_outside_the_mask(onereward: Command, toy: Callable[..., Path], tmp_path: Path) -> None:
+    image, mask, out = picture(tmp_path / "image.png"), masked(tmp_path / "mask.png"), tmp_path / "out.png"
+    arguments = ["edit", str(image), str(mask), "--task", "remove", "--from", "base", "--steps", "1", "--out", str(out)]
+    code, said, err = onereward(*arguments, "--preset", str(toy()))
+    assert code == 0, err
+    assert said == f"{out}\n"
+    edited = Image.open(out)
+    assert edited.size == SIZE and edited.getpixel((2, 2)) == (255, 0, 0) and edited.getpixel((20, 20)) != (255, 0, 0)
+
+
+def test_edit_names_a_mask_of_another_size(onereward: Command, toy: Callable[..., Path], tmp_path: Path) -> None:
+    image, mask = picture(tmp_path / "image.png", size=(80, 64)), masked(tmp_path / "mask.png")
+    code, _, err = onereward("edit", str(image), str(mask), "--prompt", "x", "--from", "base", "--preset", str(toy()))
+    assert code == 1 and "64x64" in err and "80x64" in err
+
+
+def test_versions_show_numbers_digests_and_stages(onereward: Command, home: Path, tmp_path: Path) -> None:
+    store = Workspace.from_env(home).store
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_metrics(folder, {"number": number})
+        ref = store.put("release", folder, key=str(number))
+    store.assign(ref, "production", approver="kim", reason="test")
+    code, out, _ = onereward("versions", "release", "--verify")
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 3
+    assert lines[1].split()[:2] == ["release", "1"] and "production" not in lines[1]
+    assert ref.digest[:12] in lines[2] and lines[2].endswith("production verified")
+
+
+def test_labels_go_in_and_out(onereward: Command, home: Path, tmp_path: Path) -> None:
+    store = Workspace.from_env(home).store
+    curated = tmp_path / "curated"
+    curated.mkdir()
+    condition = Condition(id="c1", source_id="s1", task="remove", prompt="remove", split="train", kind="user")
+    write_rows(curated / "conditions.jsonl", [condition])
+    write_metrics(curated, {})
+    parent = store.put("curated_dataset", curated, key="1")
+    candidates = tmp_path / "candidates"
+    candidates.mkdir()
+    row = {"condition_id": "c1", "seed": 0, "steps": 4, "negative_prompt": "", "true_cfg": 1.0, "guidance_scale": 1.0}
+    rows = [{**row, "id": f"c1.{n}", "index": n, "strength": 1.0, "scheduler": "x", "model_digest": "x"} for n in range(2)]
+    (candidates / "candidates.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    write_metrics(candidates, {})
+    store.put("candidates", candidates, key="1", parents=[parent])
+
+    label = {
+        "condition_id": "c1",
+        "annotator": "kim",
+        "shown": ["c1.1", "c1.0"],
+        "labels": {"removal_quality": {"best": "c1.0", "worst": "c1.1"}},
+    }
+    file = tmp_path / "labels.jsonl"
+    file.write_text(json.dumps(label) + "\n")
+    assert onereward("labels", "import", str(file))[:2] == (0, "1 labels new or changed\n")
+    assert onereward("labels", "import", str(file))[:2] == (0, "0 labels new or changed\n")
+    out = tmp_path / "out.jsonl"
+    assert onereward("labels", "export", str(out))[0] == 0
+    assert json.loads(out.read_text()) == label
+    file.write_text(json.dumps({**label, "shown": ["c1.1", "c1.9"]}) + "\n")
+    code, _, err = onereward("labels", "import", str(file))
+    assert code == 1 and "'c1.9'" in err
+
+
+def test_pretraining_never_writes_over_weights(onereward: Command, tmp_path: Path) -> None:
+    (tmp_path / "flux").mkdir()
+    code, _, err = onereward("pretrain-mini", "--out", str(tmp_path))
+    assert code == 1 and "is not empty" in err
+
+
+def test_doctor_gives_a_remedy_for_everything_it_finds(onereward: Command, toy: Callable[..., Path]) -> None:
+    code, out, _ = onereward("doctor", "--preset", str(toy()))
+    for name in ("cores", "memory", "disk", "GPU", "ONNX Runtime", "engine builder", "weights", "store", "labels", "lakeFS", "antlr"):
+        assert f" {name} " in out
+    assert code == int("error " in out)
+
+
+def test_findings_that_are_not_ok_have_a_remedy(home: Path, toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MEMORY_GB", 1e9)
+    monkeypatch.setattr(doctor, "DISK_GB", 1e9)
+    monkeypatch.setenv("LAKEFS_ENDPOINT", "http://127.0.0.1:9")
+    settings = load_settings(str(toy(threads=4096, models={"flux": "nowhere", "judge": "nowhere"})))
+    findings = {finding.name: finding for finding in doctor.examine(settings, Workspace.from_env(home))}
+    for name in ("cores", "memory", "disk", "weights", "lakeFS"):
+        assert findings[name].level != "ok", name
+    assert all(bool(finding.remedy) == (finding.level != "ok") for finding in findings.values())
+
+
+def test_doctor_explains_the_antlr_trap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: "4.9.3")
+    finding = doctor._antlr()
+    assert finding.level == "warning" and "selection strings crash" in finding.found and "4.13.2" in finding.remedy
+    monkeypatch.setattr(doctor, "_version", lambda package: "4.13.2")
+    assert doctor._antlr().level == "ok"
