@@ -1,8 +1,6 @@
 # Every target makes its own virtual environment; the second call finds it ready.
 PYTHON ?= python3
 EXTRAS ?= cpu,test
-# The small CPU build of torch. Where this index cannot be reached, pip takes PyPI's (larger) build.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PRESET ?= mini
 PORT ?= 3000
 BIN := .venv/bin
@@ -34,6 +32,6 @@ clean:
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --retries 1 --extra-index-url $(TORCH_INDEX) "torch==2.13.0"
+	$(BIN)/pip install --quiet "torch==2.13.0"
 	$(BIN)/pip install --quiet -e ".[$(EXTRAS)]" "torch==2.13.*"
 	touch .venv/.ready
