@@ -1,0 +1,48 @@
+"""The recipe of the mini base runs end to end at toy size, and the shipped weights are what their record says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra.data import ensure_data
+from infra.progress import Progress
+from models.flux_fill.loading import load_pipeline
+from models.judge import Judge
+from models.taxonomy import Taxonomy
+from ops.pretrain_mini import PretrainConfig, pretrain_mini
+from ops.pretrain_policy import requests
+from ops.pretrain_vae import BASE_SCENES, base_pictures, reconstruction_psnr
+
+ROOT = Path(__file__).parents[2]
+TAXONOMY = Taxonomy.load()
+TOY = PretrainConfig(
+    vae_steps=2, vae_batch=4, requests=64, policy_steps=2, policy_batch=4, judge_requests=64, judge_dense_steps=2, judge_compare_steps=2
+)
+
+
+def test_the_recipe_makes_loadable_weights_and_keeps_finished_parts(tmp_path):
+    recipe = pretrain_mini(TOY, tmp_path, Progress(), TAXONOMY)
+    load_pipeline(tmp_path / "flux-fill")
+    Judge.load(tmp_path / "judge", TAXONOMY)
+    assert json.loads((tmp_path / "recipe.json").read_text())["figures"] == recipe["figures"]
+    assert set(recipe["figures"]) == {"vae", "policy", "judge"}
+    lines: list[str] = []
+    again = pretrain_mini(TOY, tmp_path, Progress(lines.append), TAXONOMY)
+    assert again["figures"] == recipe["figures"] and len(lines) == 3 and all("kept" in line for line in lines)
+
+
+def test_requests_cover_every_task_by_its_share():
+    drawn = list(requests(TAXONOMY, 400, seed=1))
+    removals = sum(prompt == TAXONOMY.task("remove").fixed_prompt for _, _, prompt in drawn)
+    assert 0.10 < removals / len(drawn) < 0.35  # p_k is .25, less what goes without prompt or is spoiled
+    assert any(prompt.startswith("the word") for _, _, prompt in drawn)
+
+
+def test_the_shipped_autoencoder_reconstructs_as_recorded():
+    data = ensure_data(ROOT) / "mini"
+    recorded = json.loads((data / "recipe.json").read_text())["figures"]["vae"]["psnr_scenes"]
+    torch.manual_seed(0)
+    measured = reconstruction_psnr(load_pipeline(data / "flux-fill").vae, base_pictures(64, 0, first_scene=2 * BASE_SCENES))
+    assert measured == pytest.approx(recorded, abs=0.3)
