@@ -137,7 +137,7 @@ class Stage:
             name: (info.annotation, pydantic.fields.FieldInfo.merge_field_infos(info, default=getattr(resolved, name)))
             for name, info in self.config.model_fields.items()
         }
-        return pydantic.create_model(f"{self.name}_run", __base__=(self.config, dg.Config), **fields)
+        return pydantic.create_model(f"{self.name}_run", __base__=(self.config, dg.Config), **fields)  # type: ignore[arg-type]
 
     def build(self, settings: Settings) -> dg.AssetsDefinition:
         """The Dagster asset of this stage under a preset."""
@@ -218,9 +218,9 @@ def make(work: Work) -> Made:
     if work.stage.uses and (release := work.stage.uses(work)):
         work = replace(work, refs={**work.refs, release.name: release})
     if work.stage.standing and (ref := work.stage.standing(work)):
-        known = work.store.version(ref.digest)
-        work.progress.say(f"nothing to do: {name} v{known.number} ({ref.digest[:8]}) stands")
-        return Made(known, work.store.get(ref), reused=True, seconds=0.0)
+        stands = work.store.version(ref.digest)
+        work.progress.say(f"nothing to do: {name} v{stands.number} ({ref.digest[:8]}) stands")
+        return Made(stands, work.store.get(ref), reused=True, seconds=0.0)
     key = work_key(work)
     if known := work.store.find(name, key):
         work.progress.say(f"reused {name} v{known.number} ({known.ref.digest[:8]})")

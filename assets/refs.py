@@ -78,7 +78,7 @@ def trusted(store: ArtifactStore, refs: Mapping[str, ArtifactRef]) -> dict[str, 
 def pinned(context: dg.AssetExecutionContext, store: ArtifactStore, stage: str) -> ArtifactRef | None:
     """The release that `stage` pointed to when this run first asked: a promotion meanwhile does not change a run under way."""
     tag = f"onereward/{stage}"
-    digest = context.instance.get_run_by_id(context.run_id).tags.get(tag)  # type: ignore[union-attr]
+    digest = context.instance.get_run_by_id(context.run_id).tags.get(tag)
     if digest is None:
         ref = store.stage(RELEASE, stage)
         context.instance.add_run_tags(context.run_id, {tag: ref.digest if ref else NONE})

@@ -72,5 +72,6 @@ def edit(
         guidance_scale=config.guidance_scale,
         negative_prompt=config.negative_prompt,
         generator=torch.Generator().manual_seed(config.seed),
-    ).images[0]
+        return_dict=False,
+    )[0][0]
     return to_pil(paste(to_tensor(source), to_tensor(made.resize(source.size)), to_mask(drawn)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from pipelines.definitions import definitions
 from pipelines.jobs import ALL_MODES, whole_chain
 from pipelines.terminal import quieten
 
+INTERRUPTED = "stopped by Ctrl-C; finished stages are kept and the next run goes on from there"
+INTERRUPTIONS = (KeyboardInterrupt.__name__, dg.DagsterExecutionInterruptedError.__name__)
 Ending = Literal["promoted", "unchanged", "released", "refused", "failed", "interrupted"]
 
 
@@ -57,7 +59,7 @@ def run_chain(settings: Settings, instance: dg.DagsterInstance) -> Outcome:
         )
         failure = None if result.success else _failure(result.all_events)
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-        failure = "interrupted", "stopped by Ctrl-C; finished stages are kept and the next run goes on from there"
+        failure = "interrupted", INTERRUPTED
     materializations, checks = _recorded(instance, run_id)
     made = [event for event in materializations if "reused" in event]
     ending, message = failure or _released([event for event in materializations if event["asset"] == RELEASE.name][-1])
@@ -92,20 +94,26 @@ def _released(release: dict[str, Any]) -> tuple[Ending, str]:
     return release["ending"], release["message"]
 
 
-def _failure(events: list[dg.DagsterEvent]) -> tuple[Ending, str]:
-    """Why a run stopped: a gate (a blocking check, or a refusal inside a stage), or an error with its stage and message."""
+def _failure(events: Sequence[dg.DagsterEvent]) -> tuple[Ending, str]:
+    """Why a run stopped: a gate (a blocking check, or a refusal inside a stage), Ctrl-C, or an error with its stage and message."""
     for event in events:
         if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION and not event.asset_check_evaluation_data.passed:
             return "refused", f"{event.asset_check_evaluation_data.asset_key.path[-1]}: {event.asset_check_evaluation_data.description}"
     for event in events:
-        if event.is_step_failure:
-            error = event.step_failure_data.error
-            while error and error.cause:
-                error = error.cause
-            if error is None:
-                continue
+        if not event.is_step_failure:
+            continue
+        raised = list(_causes(event.step_failure_data.error))
+        if any(error.cls_name in INTERRUPTIONS for error in raised):
+            return "interrupted", INTERRUPTED
+        for error in raised:
             name = error.cls_name or ""
-            text = error.message.strip().removeprefix(f"{error.cls_name}: ").split("\n")[0]
-            text = text.rsplit(f"{name}: ", 1)[-1]
-            return ("refused" if name == GateRefused.__name__ else "failed"), f"{event.step_key}: {text}"
+            if not name.startswith("Dagster"):  # Dagster's own is the wrapping
+                text = error.message.strip().split("\n")[0].rsplit(f"{name}: ", 1)[-1]
+                return ("refused" if name == GateRefused.__name__ else "failed"), f"{event.step_key}: {text}"
     return "failed", "the run ended without saying why; see the log in `onereward dev`"
+
+
+def _causes(error: Any) -> Iterator[Any]:
+    while error is not None:
+        yield error
+        error = error.cause

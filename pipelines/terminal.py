@@ -21,7 +21,7 @@ class _Plain(logging.Handler):
         sys.stdout.flush()
 
 
-@dg.logger(description="One plain line per message of a stage.")
+@dg.logger(None, description="One plain line per message of a stage.")
 def terminal_logger(context: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("onereward", level=logging.INFO)
     logger.addHandler(_Plain())

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,16 +76,19 @@ def test_promoted_then_unchanged_then_refused(onereward: Command, home: Path, to
     assert facts["refused"].startswith("reward_model") and facts["release"] is None
 
 
-def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(home: Path, toy: Callable[..., Path]) -> None:
-    preset = str(toy(source_images={"n_scenes": 12, "crops_per_photo": 0}, reward_model={"steps": 100_000, "patience": 1_000_000}))
+def test_ctrl_c_ends_with_130_and_keeps_finished_stages(home: Path, toy: Callable[..., Path]) -> None:
+    preset = str(toy(reward_model={"steps": 100_000, "patience": 100_000}))
     environment = {**os.environ, "ONEREWARD_HOME": str(home), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pipelines.cli", "run", "--preset", preset]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
+        said = []
         for line in process.stdout:
-            if "made preference_pairs" in line:
+            said.append(line)
+            if "fit_reward" in line:
                 break
-        time.sleep(3)
+        else:
+            raise AssertionError("".join(said))
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
