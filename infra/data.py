@@ -1,8 +1,10 @@
 """The shipped data and the base weights: fetched through the DVC pointer `data.dvc`, found by path or hub id.
 
     ensure_data(repo_root)                         # data/ as data.dvc says, from the remote kept in the repository
-    weights("data/mini/flux", repo_root)           # a local folder
+    weights("data/mini/flux-fill", repo_root)      # a local folder
     weights("hub:black-forest-labs/FLUX.1-Fill-dev", repo_root)
+
+Paths are relative to the repository; absolute ones stand for themselves.
 """
 
 from __future__ import annotations
@@ -25,14 +27,17 @@ def ensure_data(repo_root: Path) -> Path:
     Raises MissingWeights when the pointer or the bytes behind it are not there.
     """
     if not (repo_root / POINTER).exists():
-        raise MissingWeights(f"{repo_root / POINTER} is missing.", "Clone the repository again, or make data/ with `onereward pretrain-mini`.")
+        raise MissingWeights(
+            f"{repo_root / POINTER} is missing.", "Clone the repository again, or make data/ with `onereward pretrain-mini`."
+        )
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
         with Repo(str(repo_root)) as repo:
-            if not (repo_root / "data").exists() or repo.status(targets=[POINTER]):
-                repo.pull(targets=[POINTER], force=False)
+            pointer = str(repo_root / POINTER)  # a relative one would be looked up in the current folder
+            if not (repo_root / "data").exists() or repo.status(targets=[pointer]):
+                repo.pull(targets=[pointer], force=False)
     except DvcException as error:
         raise MissingWeights(
             f"data/ cannot be made from {POINTER}: {error}.",

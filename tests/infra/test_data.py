@@ -1,0 +1,72 @@
+"""`data.dvc` satisfies a clone offline; base weights are found or their absence is explained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from infra.data import ensure_data, weights, weights_digest
+from infra.stores.base import directory_digest
+from models.errors import MissingWeights
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A clone whose `data.dvc` points to bytes in a remote beside it, without `data/`."""
+    root = tmp_path / "clone"
+    (root / "data").mkdir(parents=True)
+    (root / "data" / "weights.bin").write_bytes(b"weights")
+    with Repo.init(str(root), no_scm=True) as repo:
+        with repo.config.edit() as config:
+            config["remote"]["seed"] = {"url": str(tmp_path / "store")}
+            config["core"]["remote"] = "seed"
+        repo.add(str(root / "data"))
+        repo.push()
+    shutil.rmtree(root / "data")
+    shutil.rmtree(root / ".dvc" / "cache")
+    return root
+
+
+def test_data_comes_from_the_remote_and_stays(repository: Path) -> None:
+    assert (ensure_data(repository) / "weights.bin").read_bytes() == b"weights"
+    with Repo(str(repository)) as repo:
+        assert repo.status() == {}
+    (repository.parent / "store").rename(repository.parent / "gone")
+    assert (ensure_data(repository) / "weights.bin").exists()
+
+
+def test_a_file_that_is_missing_is_fetched_again(repository: Path) -> None:
+    ensure_data(repository)
+    (repository / "data" / "weights.bin").unlink()
+    assert (ensure_data(repository) / "weights.bin").read_bytes() == b"weights"
+
+
+def test_a_missing_remote_is_named(repository: Path) -> None:
+    shutil.rmtree(repository.parent / "store")
+    with pytest.raises(MissingWeights, match=r"data/ cannot be made"):
+        ensure_data(repository)
+
+
+def test_a_missing_pointer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingWeights, match=r"data\.dvc is missing"):
+        ensure_data(tmp_path)
+
+
+def test_weights_are_a_folder_below_the_repository_or_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "flux").mkdir()
+    assert weights("flux", tmp_path) == weights(str(tmp_path / "flux"), tmp_path / "elsewhere") == tmp_path / "flux"
+    with pytest.raises(MissingWeights, match="judge"):
+        weights("judge", tmp_path)
+
+
+def test_the_digest_is_remembered_until_a_file_changes(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "flux", tmp_path / "digests.json"
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(b"1")
+    first = weights_digest(folder, cache)
+    assert first == directory_digest(folder)[0] == weights_digest(folder, cache)
+    (folder / "a.bin").write_bytes(b"22")
+    assert weights_digest(folder, cache) == directory_digest(folder)[0] != first
