@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from infra.stores.base import directory_digest
@@ -74,8 +75,19 @@ def weights_digest(folder: Path, cache: Path) -> str:
     """SHA-256 (hex) of a weights folder. Large checkpoints are read once: `cache` remembers digests by file sizes and times."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     stamp = hashlib.sha256("".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files).encode()).hexdigest()
-    known = json.loads(cache.read_text()) if cache.exists() else {}
+    known = _remembered(cache)
     if stamp not in known:
         known[stamp] = directory_digest(folder)[0]
-        cache.write_text(json.dumps(known))
+        draft = cache.with_name(f"{cache.name}.{os.getpid()}")  # of its own: several processes may write at once
+        draft.write_text(json.dumps(known))
+        draft.replace(cache)
     return known[stamp]
+
+
+def _remembered(cache: Path) -> dict[str, str]:
+    """What the cache holds; nothing where it is absent or unreadable, because every digest can be computed again."""
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

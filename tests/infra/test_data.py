@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -70,3 +71,14 @@ def test_the_digest_is_remembered_until_a_file_changes(tmp_path: Path) -> None:
     assert first == directory_digest(folder)[0] == weights_digest(folder, cache)
     (folder / "a.bin").write_bytes(b"22")
     assert weights_digest(folder, cache) == directory_digest(folder)[0] != first
+
+
+@pytest.mark.parametrize("left", ["", '{"ab": "c', "[]"])
+def test_a_cut_memory_of_digests_is_written_anew(tmp_path: Path, left: str) -> None:
+    folder, cache = tmp_path / "flux", tmp_path / "digests.json"
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(b"1")
+    cache.write_text(left)
+    assert weights_digest(folder, cache) == directory_digest(folder)[0]
+    assert list(json.loads(cache.read_text()).values()) == [directory_digest(folder)[0]]
+    assert {path.name for path in tmp_path.iterdir()} == {"flux", "digests.json"}
