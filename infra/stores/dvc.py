@@ -17,7 +17,6 @@ counter and not by GTO, which goes by tag times: these have whole seconds, and a
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import logging
 import re
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from infra.disk import no_space
 from infra.stores.base import ArtifactRef, ArtifactStore, StageMove, Version, directory_digest
 from infra.stores.history import History
 from infra.stores.records import commit_message, read_record, record_path, record_text
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 LOCK_TIMEOUT_S = 300.0  # ours: longer than storing a full-size model takes
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*[a-z0-9]")  # a subset of what GTO allows, safe as a file name
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_SPACE_TEXT = ("No space left on device", "disk is full", "quota exceeded", "File too large")  # libgit2 and SQLite give text only
 # Hard links first: DVC then moves a new file into its cache instead of copying it once more, and makes it read-only.
 DVC_CONFIG = """\
 [core]
@@ -71,7 +69,8 @@ class DvcStore(ArtifactStore):
             elif self._pending.exists():
                 # A live writer has this file too, and holds the lock: then there is nothing to repair.
                 with suppress(filelock.Timeout), filelock.FileLock(self.root / ".lock", timeout=0):
-                    self._recover()
+                    if self._pending.exists():  # it may have ended between the two lines above
+                        self._recover()
 
     def put(
         self,
@@ -347,7 +346,7 @@ class DvcStore(ArtifactStore):
         except OneRewardError:
             raise
         except Exception as error:
-            if _no_space(error):
+            if no_space(error):
                 raise DiskFull(
                     f"No space left in {self.root} to {doing}.", "Free space or move the home; the store is as it was."
                 ) from error
@@ -382,12 +381,3 @@ def _intact(folder: Path, digest: str) -> bool:
 def _mismatch(version: Version, how: str) -> DigestMismatch:
     what = f"The stored bytes of {version.ref.name} {version.number} ({version.ref.digest[:12]}) {how}."
     return DigestMismatch(what, "Restore the registry from a backup, or move it away and run the chain again.")
-
-
-def _no_space(error: BaseException | None) -> bool:
-    """Whether a full disk is among the causes."""
-    while error is not None:
-        if (isinstance(error, OSError) and error.errno in NO_SPACE) or any(text in str(error) for text in NO_SPACE_TEXT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

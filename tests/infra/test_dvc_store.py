@@ -255,6 +255,23 @@ def test_a_file_size_limit_is_a_full_disk(store: DvcStore, tmp_path: Path) -> No
     assert store.put("onnx", big).size > 2_000_000
 
 
+def test_a_writer_that_ends_while_the_store_is_opened_leaves_nothing_to_repair(
+    store: DvcStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.pending` was there when looked for, and is gone by the time the lock is free."""
+    ref = store.put("onnx", folder_with(tmp_path / "a", x="1"))
+    pending = store.root / ".pending"
+    pending.write_text("onnx")
+
+    class WriterEnds(filelock.FileLock):
+        def acquire(self, *args, **kwargs):
+            pending.unlink(missing_ok=True)
+            return super().acquire(*args, **kwargs)
+
+    monkeypatch.setattr("infra.stores.dvc.filelock.FileLock", WriterEnds)
+    assert DvcStore(store.root).version(ref.digest).ref == ref
+
+
 KILLED = """
 import os, pathlib, signal, sys
 from infra.stores import dvc
