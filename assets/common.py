@@ -6,15 +6,16 @@ A stage is a function from `Work` to the metrics its op returned:
     def curated_dataset(work: Work) -> dict[str, Any]:
         return curate(work.config, work.inputs["source_images"], work.out, work.progress, ...)
 
-An asset is a version. Its key is the digest of the op's sources, the resolved configuration, the taxonomy, the parents and
-the base weights. Where the store already holds that key the version is reused; otherwise the op fills an empty folder
-which becomes a version only when it is complete. Assets hand each other an `ArtifactRef` in their materialization.
+An asset is a version. Its key is the digest of the op's sources, the libraries' versions, the resolved configuration, the
+taxonomy, the parents and the base weights. Where the store already holds that key the version is reused; otherwise the op
+fills an empty folder which becomes a version only when it is complete. Assets hand each other an `ArtifactRef` in their
+materialization.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import importlib.metadata
 import inspect
 import json
 import shutil
@@ -36,6 +37,7 @@ from assets.refs import artifacts_metadata, parent_refs, pinned
 from assets.settings import Settings, reasons
 from assets.sources import ROOT, code_version
 from infra.data import weights, weights_digest
+from infra.disk import no_space
 from infra.progress import Progress
 from infra.stores.base import ArtifactRef, ArtifactStore, Version
 from infra.workspace import Workspace
@@ -46,6 +48,7 @@ from ops.promote import RELEASE, STAGES
 
 OWNER = "team:editing"
 GPU_POOL = "gpu"
+LIBRARIES = ("torch", "diffusers", "transformers", "peft")  # what the numbers come from besides our own code
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ def work_key(work: Work) -> str:
     """The key under which the result is stored: equal keys mean the work is already done."""
     parts = {
         "code": code_version(work.stage.file),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "config": work.config.digest(),
         "taxonomy": work.taxonomy.digest(),
         "mode": work.mode,
@@ -230,8 +234,10 @@ def make(work: Work) -> Made:
         start = time.monotonic()
         try:
             metrics = work.stage.work(replace(work, out=out, scratch=scratch))
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
+        except DiskFull:
+            raise
+        except Exception as error:
+            if no_space(error):
                 raise DiskFull(f"No space left in {work.workspace.home} while making {name}.", "Free some space and run again.") from error
             raise
         seconds = time.monotonic() - start

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from assets.common import Stage, Work, make, stage
 from assets.display import INLINE_BYTES, describe, picture
@@ -38,11 +42,25 @@ def _number(work: Work) -> dict[str, Any]:
         raise NotEnoughData("Nothing there.", "Add some.")
     if work.config.fail == "disk":
         raise OSError(errno.ENOSPC, "No space left on device")
+    if work.config.fail == "checkpoint":
+        _save_on_a_full_disk(work.scratch)
+    if work.config.fail == "quota":
+        raise RuntimeError("cannot save") from OSError(errno.EDQUOT, "Disk quota exceeded")
     if work.config.fail == "ctrl-c":
         raise KeyboardInterrupt
     metrics = {"number": work.config.number, "cells": [{"task": "a", "n": 1}], "unknown": None}
     write_metrics(work.out, metrics)
     return metrics
+
+
+def _save_on_a_full_disk(folder: Path) -> None:
+    """Safetensors stops with an error class of its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        save_file({"weight": torch.zeros(1_000_000)}, folder / "policy.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def _double(work: Work) -> dict[str, Any]:
@@ -129,7 +147,18 @@ def test_what_else_a_stage_depends_on_is_part_of_its_key(workspace: Workspace) -
     assert not make(work).reused
 
 
-@pytest.mark.parametrize(("fail", "error"), [("op", NotEnoughData), ("disk", DiskFull), ("ctrl-c", KeyboardInterrupt)])
+def test_another_version_of_a_library_makes_it_anew(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(work_for(workspace))
+    installed = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == "diffusers" else installed(name))
+    assert not make(work_for(workspace)).reused
+    assert make(work_for(workspace)).reused
+
+
+@pytest.mark.parametrize(
+    ("fail", "error"),
+    [("op", NotEnoughData), ("disk", DiskFull), ("checkpoint", DiskFull), ("quota", DiskFull), ("ctrl-c", KeyboardInterrupt)],
+)
 def test_a_failure_leaves_the_store_as_it_was(workspace: Workspace, fail: str, error: type[BaseException]) -> None:
     make(work_for(workspace))
     before = workspace.store.versions()
