@@ -56,11 +56,13 @@ class GateConfig(OpConfig):
     min_task_lo: float = pydantic.Field(
         0.30, ge=0, le=1, description="Lower bound of every single task's win rate: no task may collapse (ours)."
     )
-    max_judge_truth_gap: float = pydantic.Field(
-        0.30,
+    min_production_lo: float = pydantic.Field(
+        0.40, ge=0, le=1, description="Lower bound of the mean win rate against production, where there is one: no step back (ours)."
+    )
+    max_hacked_cells: int = pydantic.Field(
+        0,
         ge=0,
-        le=1,
-        description="How far the judge's win rate may exceed ground truth, mean over cells: more is a hacked judge (ours).",
+        description="Cells that the judge counts as won while ground truth's whole interval says lost: the judge was hacked there (ours).",
     )
     max_onnx_error: float = pydantic.Field(1e-3, gt=0, description="Relative error of the ONNX graph against torch (ours).")
     require_verified_engine: bool = pydantic.Field(
@@ -172,17 +174,45 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
     bounds = {str(task.get("task")): _number(task, "lo") for task in tasks}
     bounds |= dict.fromkeys(map(str, policy.get("missing_tasks") or []))
     worst = min(bounds, key=lambda task: _or(bounds[task], -math.inf), default="no task")
-    judged = [cell for cell in cells if cell.get("judge_win_rate", math.nan) is not None]  # null: the judge knows no such dimension
-    gaps = [_minus(_number(cell, "judge_win_rate"), _number(cell, "win_rate")) for cell in judged]
-    gap = sum(_or(each, math.nan) for each in gaps) / len(gaps) if gaps else None
+    hacked = [f"{cell.get('task')}/{cell.get('dimension')}" for cell in cells if _hacked(cell)]
+    judge = metrics.get("judge") if isinstance(metrics.get("judge"), dict) else {}
     of_mode = f"of the better mode, {mode}"
     return [
         _at_least("win_rate", _number(policy, "mean_win_rate"), config.min_win_rate, f"mean win rate over the base {of_mode}"),
         _above("win_rate_lo", _number(policy, "mean_lo"), config.min_win_rate_lo, f"lower bound of the mean win rate {of_mode}"),
         _at_least("task_lo", bounds.get(worst), config.min_task_lo, f"lower bound on the worst task {of_mode}: {worst}"),
         _preserved("evaluation_preserved", policy, config),
-        _at_most("judge_truth_gap", gap, config.max_judge_truth_gap, "judge's win rate minus ground truth's, mean over cells"),
+        _at_most(
+            "hacked_cells",
+            len(hacked) if cells else None,
+            config.max_hacked_cells,
+            f"cells won by the judge and lost by ground truth beyond its interval{': ' if hacked else ''}{', '.join(hacked)}",
+        ),
+        _at_least(
+            "sealed_judge_accuracy", _number(judge, "mean_accuracy"), config.min_judge_accuracy, "mean over cells, sealed test pairs"
+        ),
+        _not_below_production(metrics, mode, config),
     ]
+
+
+def _not_below_production(metrics: Metrics, mode: Any, config: GateConfig) -> Gate:
+    if metrics.get("policy") and "against_production" not in metrics:
+        return Gate("not_below_production", None, None, True, "nothing is in production yet to compare with")
+    rivals = metrics.get("against_production")
+    rival = rivals.get(mode) if isinstance(rivals, dict) else None
+    low = _number(rival, "mean_lo") if isinstance(rival, dict) else None
+    return _at_least("not_below_production", low, config.min_production_lo, "lower bound of the mean win rate against production")
+
+
+def _hacked(cell: Metrics) -> bool:
+    """The judge says better and ground truth says worse, beyond its interval. A figure that is absent or not finite counts as hacked.
+
+    A cell whose `judge_win_rate` is null has a dimension the judge does not know, and cannot be hacked.
+    """
+    if cell.get("judge_win_rate", math.nan) is None:
+        return False
+    judged, high = _number(cell, "judge_win_rate"), _number(cell, "hi")
+    return judged is None or high is None or (judged > 0.5 and high < 0.5)
 
 
 def check_onnx(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate]:
@@ -238,7 +268,15 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
     "reward_model": ("judge_finite", "judge_accuracy", "judge_order"),
     "policy-static": _HEALTH,
     "policy-ema": _HEALTH,
-    "evaluation": ("win_rate", "win_rate_lo", "task_lo", "evaluation_preserved", "judge_truth_gap"),
+    "evaluation": (
+        "win_rate",
+        "win_rate_lo",
+        "task_lo",
+        "evaluation_preserved",
+        "hacked_cells",
+        "sealed_judge_accuracy",
+        "not_below_production",
+    ),
     "onnx": ("onnx_valid", "onnx_error"),
     "engine": ("engine_built", "engine_architectures", "engine_verified"),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,8 +42,9 @@ class GenerateConfig(OpConfig):
     negative_prompts: list[str] = Field(
         ["", "nsfw", "blurry", "low quality"], min_length=1, description="negative prompts drawn from (paper: none and these three)"
     )
-    policy: str = Field("base", description="whose samples: `base`, a stage such as `production`, or a digest (ours)")
+    policy: str = Field("base", description="whose samples: `base`, a stage such as `production`, or the digest of a release (ours)")
     chunk: int = Field(64, ge=1, description="conditions encoded at once; their candidates of equal settings run as one batch (ours)")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the networks (ours)")
     seed: int = Field(0, description="seed of every draw (ours)")
 
     @model_validator(mode="after")
@@ -72,7 +73,8 @@ def generate(
         raise NotEnoughData(f"{curated} holds no conditions.", "Curate more source images.")
     for condition in conditions:
         taxonomy.task(condition.task)
-    pipe = load_pipeline(base)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = load_pipeline(base, getattr(torch, config.dtype)).to(device)
     rows = [row for condition in conditions for row in _draw(config, condition, type(pipe.scheduler).__name__, model_digest)]
     shards, sampler = ShardReader(curated), Sampler(pipe)
     with ShardWriter(out) as writer, progress.bar("candidates", len(rows), "image") as bar:
@@ -80,8 +82,8 @@ def generate(
             chosen = conditions[start : start + config.chunk]
             batch = rows[start * config.per_condition : (start + len(chosen)) * config.per_condition]
             encoded = sampler.encode(
-                torch.stack([to_tensor(shards[f"{c.id}.image"]) for c in chosen]),
-                torch.stack([to_mask(shards[f"{c.id}.mask"]) for c in chosen]),
+                torch.stack([to_tensor(shards[f"{c.id}.image"]) for c in chosen]).to(device),
+                torch.stack([to_mask(shards[f"{c.id}.mask"]) for c in chosen]).to(device),
                 [c.prompt for c in chosen],
             )
             encoded = encoded.select([index // config.per_condition for index in range(len(batch))])

@@ -35,6 +35,11 @@ def rewarded_dimensions(taxonomy: Taxonomy, judge: Path, least: float) -> dict[s
     return {task.name: tuple(d for d in task.dimensions if low.get((task.name, d), unmeasured) >= least) for task in taxonomy.active}
 
 
+def shown_pasted(judge: Path) -> bool:
+    """Was this judge fitted on edits pasted into their source? The policy must be judged on pictures of the same kind. A base judge: yes."""
+    return bool(read_metrics(judge).get("paste_source", True)) if (judge / "metrics.json").exists() else True
+
+
 @torch.no_grad()
 def measure_health(
     policy: nn.Module,

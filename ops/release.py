@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import pydantic
 import torch
+from diffusers import FluxFillPipeline
 import yaml
 from huggingface_hub.repocard import metadata_load
 
@@ -23,7 +24,7 @@ from infra.progress import Progress
 from infra.stores.base import directory_digest
 from models.config import OpConfig
 from models.errors import ExportError
-from models.flux_fill.loading import load_pipeline, load_transformer
+from models.flux_fill.loading import forget_origin, load_pipeline, load_transformer
 from models.model_card import Card, render_card
 from ops.folders import read_metrics, write_metrics
 from ops.win_rates import read_items
@@ -111,7 +112,8 @@ def _save_pipeline(config: ReleaseConfig, base: Path, policy: Path, folder: Path
     dtype = getattr(torch, config.dtype)
     pipe = load_pipeline(base, dtype)
     pipe.transformer = load_transformer(base, policy, dtype)
-    pipe.save_pretrained(folder)
+    FluxFillPipeline(**pipe.components).save_pretrained(folder)  # upstream's class, so that plain diffusers opens it too
+    forget_origin(folder)
 
 
 def _licence(base: Path) -> str:

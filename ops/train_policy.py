@@ -23,8 +23,8 @@ from torch import Tensor
 from infra.progress import Progress
 from models.adapters import Shadow, trainable
 from models.config import OpConfig
-from models.errors import ConfigError, NotEnoughData
-from models.flux_fill.loading import load_pipeline
+from models.errors import BrokenWeights, ConfigError, NotEnoughData
+from models.flux_fill.loading import forget_origin, load_pipeline
 from models.flux_fill.sampler import Encoded, Sampler
 from models.images import paste, to_mask, to_tensor
 from models.judge import Judge
@@ -34,7 +34,7 @@ from models.shards import ShardReader
 from models.taxonomy import Task, Taxonomy
 from ops.checkpoints import load_newest, save
 from ops.folders import write_metrics
-from ops.policy_health import measure_health, rewarded_dimensions
+from ops.policy_health import measure_health, rewarded_dimensions, shown_pasted
 
 MODES = ("static", "ema")
 
@@ -60,7 +60,6 @@ class TrainPolicyConfig(OpConfig):
     lora_rank: int = Field(0, ge=0, description="rank of LoRA layers; 0 trains every weight (ours)")
     lora_alpha: int = Field(32, ge=1, description="LoRA scale (ours)")
     keep_weight: float = Field(0.0, ge=0, description="weight of the squared drift outside the mask; the paper has no such term (ours)")
-    paste_source: bool = Field(True, description="paste both images into the source outside the mask before judging (ours)")
     least_judged: float = Field(0.5, ge=0, le=1, description="cells whose judge accuracy's lower bound is under this give no reward (ours)")
     checkpoint_every: int = Field(50, ge=1, description="iterations between checkpoints (ours)")
     health_conditions: int = Field(32, ge=1, description="validation conditions on which health is measured (ours)")
@@ -72,6 +71,8 @@ class TrainPolicyConfig(OpConfig):
     def _stops(self) -> TrainPolicyConfig:
         if not self.stop_low <= self.stop_high < self.steps:
             raise ValueError(f"stop steps {self.stop_low}..{self.stop_high} must lie inside 1..{self.steps - 1}")
+        if self.dtype != "float32" and not self.lora_rank:
+            raise ValueError(f"dtype {self.dtype} needs lora_rank above 0: full training keeps float32 weights")
         return self
 
 
@@ -99,7 +100,7 @@ def train_policy(
     if mode not in MODES:
         raise ConfigError(f"Unknown reference mode {mode!r}.", f"Use one of {', '.join(MODES)}.")
     trainer = Trainer(config, base, judge, curated, taxonomy, mode)
-    checkpoints = scratch / "checkpoints"
+    checkpoints = scratch / f"checkpoints-{mode}-{config.digest()[:12]}"  # another mode or setting is another run
     done = trainer.resume(checkpoints)
     if done:
         progress.say(f"policy {mode}: resumed after iteration {done}")
@@ -118,7 +119,7 @@ class Trainer:
 
     def __init__(self, config: TrainPolicyConfig, base: Path, judge: Path, curated: Path, taxonomy: Taxonomy, mode: str):
         self.config, self.curated, self.taxonomy, self.mode = config, curated, taxonomy, mode
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(mixed_precision="no")  # precision is `dtype`; a scaler would not survive resuming
         device, dtype = self.accelerator.device, getattr(torch, config.dtype)
         torch.manual_seed(config.seed)
         pipe = load_pipeline(base, dtype).to(device)
@@ -130,6 +131,7 @@ class Trainer:
             parameter.data = parameter.data.float()  # optimizer steps of 1e-5 vanish in bfloat16
         self.judge = Judge.load(judge / "model" if (judge / "model").is_dir() else judge, taxonomy, dtype)
         self.judge.model.to(device).requires_grad_(False)
+        self.paste_source = shown_pasted(judge)
         self.base = Shadow(self.parameters)  # the start, for the health figures
         self.reference = Shadow(self.parameters)  # static: stays; ema: follows
         self.average = Shadow(self.parameters) if mode == "static" else self.reference
@@ -158,6 +160,8 @@ class Trainer:
         loss, p_yes = self._loss(task, batch[mine], sources, masks, encoded, seeds[0, mine].tolist(), seeds[1, mine].tolist(), stop)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
+        if not bool(torch.isfinite(loss)):
+            raise BrokenWeights(f"The loss of step {step + 1} is {float(loss.detach())}.", "Lower the learning rate, or use another judge.")
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), config.max_grad_norm)
@@ -200,7 +204,7 @@ class Trainer:
             x_t, sigma = sampler.denoise(self.network, encoded, noise, steps=config.steps, stop=stop, **settings)
         evaluated = sampler.decode(sampler.predict_x0(self.network, x_t, sigma, encoded, **settings), height, width)
         drift = config.keep_weight * keep_loss(evaluated, sources, masks) if config.keep_weight else 0.0
-        if config.paste_source:
+        if self.paste_source:
             reference, evaluated = paste(sources, reference, masks), paste(sources, evaluated, masks)
         dimensions = self.rewarded[task.name]
         first, second = self.judge.encode(evaluated), self.judge.encode(reference)  # once, whatever is asked
@@ -251,7 +255,9 @@ class Trainer:
                 self.policy, self.base, self.sampler, self.shards, self._validation(), self.rows, self.taxonomy, self.config.steps, out
             ),
         }
-        self.policy.save_pretrained(out / ("adapter" if self.config.lora_rank else "transformer"))
+        folder = out / ("adapter" if self.config.lora_rank else "transformer")
+        self.policy.save_pretrained(folder)
+        forget_origin(folder)
         with (out / "curve.jsonl").open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
         write_metrics(out, metrics)

@@ -168,3 +168,14 @@ def _merge(transformer: FluxTransformer2DModel, folder: Path) -> FluxTransformer
     merged = adapted.merge_and_unload()
     _check_finite(merged, str(file))
     return merged.eval()
+
+
+def forget_origin(folder: Path) -> None:
+    """Drop what names the machine's paths from a folder that diffusers or peft wrote: equal weights, equal bytes, equal digest."""
+    for file in folder.rglob("*config.json"):
+        values = json.loads(file.read_text())
+        values.pop("_name_or_path", None)
+        if "base_model_name_or_path" in values:
+            values["base_model_name_or_path"] = None
+        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty template

@@ -25,8 +25,8 @@ TASKS = [
     {"task": "remove", "n": 9, "win_rate": 0.6, "lo": 0.35, "hi": 0.8},
 ]
 CELLS = [
-    {"task": "fill", "dimension": "structure", "win_rate": 0.7, "judge_win_rate": 0.8},
-    {"task": "text", "dimension": "legibility", "win_rate": 0.6, "judge_win_rate": None},
+    {"task": "fill", "dimension": "structure", "win_rate": 0.7, "hi": 0.8, "judge_win_rate": 0.8},
+    {"task": "text", "dimension": "legibility", "win_rate": 0.6, "hi": 0.7, "judge_win_rate": None},
 ]
 PAIRS = {"dropped_share": 0.1, "first_wins_share": 0.52, "n_train": 8, "n_validation": 2, "n_test": 2}
 GOOD: dict[str, dict[str, Any]] = {
@@ -38,6 +38,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "policy-static": {"finite": True, "relative_change": 0.01, "preservation_psnr": 30.0, "base_preservation_psnr": 30.2},
     "evaluation": {
         "best_mode": "ema",
+        "judge": {"mean_accuracy": 0.7},
         "policy": {
             "static": {},
             "ema": {
@@ -109,8 +110,12 @@ UNSOUND = [
     ("evaluation", lambda m: m["policy"]["ema"]["tasks"][1].update(lo=0.29), "task_lo", 0.29),
     ("evaluation", lambda m: m["policy"]["ema"].update(missing_tasks=["extend"]), "task_lo", None),
     ("evaluation", lambda m: m["policy"]["ema"].update(preservation_psnr=29.6), "evaluation_preserved", 0.6),
-    ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].update(judge_win_rate=1.0, win_rate=0.6), "judge_truth_gap", 0.4),
-    ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].pop("judge_win_rate"), "judge_truth_gap", None),
+    ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].update(judge_win_rate=0.9, win_rate=0.3, hi=0.45), "hacked_cells", 1),
+    ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].pop("judge_win_rate"), "hacked_cells", 1),
+    ("evaluation", lambda m: m["judge"].update(mean_accuracy=0.59), "sealed_judge_accuracy", 0.59),
+    ("evaluation", lambda m: m.pop("judge"), "sealed_judge_accuracy", None),
+    ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.39}}), "not_below_production", 0.39),
+    ("evaluation", lambda m: m.update(against_production={"static": {"mean_lo": 0.6}}), "not_below_production", None),
     ("onnx", lambda m: m.update(relative_error=2e-3), "onnx_error", 2e-3),
     ("engine", lambda m: m.update(architectures=[]), "engine_architectures", 0),
     ("engine", lambda m: m.pop("verified"), "engine_verified", None),

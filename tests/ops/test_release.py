@@ -92,7 +92,7 @@ def test_the_model_folder_is_a_pipeline_with_only_the_transformer_changed(
 ) -> None:
     assemble(tiny_policy)
     released, base = FluxFillCFGPipeline.from_pretrained(parts["out"] / "model"), load_pipeline(tiny_base)
-    assert json.loads((parts["out"] / "model" / "model_index.json").read_text())["_class_name"] == "FluxFillCFGPipeline"
+    assert json.loads((parts["out"] / "model" / "model_index.json").read_text())["_class_name"] == "FluxFillPipeline"
     policy = load_transformer(tiny_base, tiny_policy).state_dict()
     torch.testing.assert_close(dict(released.transformer.state_dict()), dict(policy), rtol=0, atol=0)
     for name in ("vae", "text_encoder", "text_encoder_2"):
