@@ -7,27 +7,58 @@ from dataclasses import asdict
 from typing import Any
 
 from assets.common import Made, Work, stage
-from assets.winner import released_policy, winner
-from infra.stores.base import ArtifactRef
+from assets.winner import parent, released_policy, winner
+from infra.stores.base import ArtifactRef, StageMove
 from ops.gate import evidence_for
 from ops.promote import STAGES, promote
 from ops.release import ReleaseConfig, assemble_release
 
 PRODUCTION = STAGES[-1]
+BESIDE_POLICY = ("evaluation", "onnx", "engine")
 
 
 def _in_production(work: Work) -> ArtifactRef | None:
-    """The production release, where it already holds the winning policy."""
+    """The production release, where it is what would be made now: the winning policy with this proof and these exports."""
     ref = work.pin(PRODUCTION)
-    return ref if ref is not None and released_policy(work, ref) == work.refs[winner(work)].digest else None
+    if ref is None or released_policy(work, ref) != work.refs[winner(work)].digest:
+        return None
+    held = {name: parent(work, ref, name) for name in BESIDE_POLICY}
+    if any(each is None or each.digest != work.refs[name].digest for name, each in held.items()):
+        return None
+    recorded, wanted = work.store.version(ref.digest).config, work.config.model_dump(mode="json")
+    return ref if {name: recorded.get(name) for name in wanted} == wanted else None
+
+
+def _taken_back(work: Work, ref: ArtifactRef) -> StageMove | None:
+    """The move that took this release out of production, or the rollback that took its policy out in another release.
+
+    A run with unchanged inputs would put it back; that is for a person to say.
+    """
+    moves = work.store.moves(ref.name, PRODUCTION)
+    policies = [released_policy(work, work.store.version(move.digest).ref) for move in moves]
+    if own := [at for at, move in enumerate(moves) if move.digest == ref.digest]:
+        return moves[own[-1] + 1] if own[-1] + 1 < len(moves) else None
+    # After a rollback the policy is evaluated against another production, which gives another release of the same policy.
+    same = [at for at, policy in enumerate(policies) if policy == released_policy(work, ref)]
+    if not same or same[-1] + 1 == len(moves):
+        return None
+    following = moves[same[-1] + 1]
+    return following if following.digest in {move.digest for move in moves[: same[-1]]} else None
 
 
 def _promote(work: Work, made: Made) -> dict[str, Any]:
-    """Every preset makes a candidate; one with `auto_promote` goes on to production. Each move re-reads all evidence."""
+    """Every preset makes a candidate; one with `auto_promote` goes on to production. Each move re-reads all evidence.
+
+    What was taken out of production does not return by itself: no stage moves then.
+    """
     ref, number = made.version.ref, made.version.number
     standing = work.store.stage(ref.name, PRODUCTION)
     if standing is not None and standing.digest == ref.digest:
         return {"ending": "unchanged", "message": f"release v{number} ({ref.digest[:8]}) is production already"}
+    if work.settings.auto_promote and (move := _taken_back(work, ref)):
+        by_hand = f"`onereward promote {ref.digest[:12]} {PRODUCTION} --approver <name> --reason <why>`"
+        why = f"{move.approver} took what it holds out of production for release v{move.version} ({move.reason})"
+        return {"ending": "refused", "message": f"release v{number} ({ref.digest[:8]}): {why}; a person puts it back with {by_hand}"}
     for name in STAGES if work.settings.auto_promote else STAGES[:1]:
         promote(work.store, ref, name, approver=f"preset {work.settings.preset}", reason=f"every gate passed in run {work.run_id}")
         work.progress.say(f"release v{number} ({ref.digest[:8]}) is {name}")
@@ -56,7 +87,7 @@ def _gates(work: Work, lineage: Iterable[ArtifactRef]) -> list[dict[str, Any]]:
 
 @stage(
     config=ReleaseConfig,
-    parents=("policy", "evaluation", "onnx", "engine"),
+    parents=("policy", *BESIDE_POLICY),
     group="export",
     kinds={"huggingface"},
     models=("flux",),
@@ -66,7 +97,7 @@ def _gates(work: Work, lineage: Iterable[ArtifactRef]) -> list[dict[str, Any]]:
 def release(work: Work) -> dict[str, Any]:
     """Diffusers folder, ONNX, engine and model card with the whole lineage; promoted only on every gate's evidence for these digests."""
     inputs, chosen = work.inputs, winner(work)
-    lineage = _lineage(work, (work.refs[name] for name in (chosen, "evaluation", "onnx", "engine")))
+    lineage = _lineage(work, (work.refs[name] for name in (chosen, *BESIDE_POLICY)))
     return assemble_release(
         work.config,
         work.flux,

@@ -19,6 +19,8 @@ STAGES = ("candidate", "staging", "production")
 RELEASE = "release"
 # What is made with both policies in hand although only one goes on; the other one's health is then no matter.
 AFTER_POLICY = ("evaluation", "onnx", "engine", RELEASE)
+# What all members of a release share. Two curated versions may split differently: one tests on what the other trained on.
+ONE_VERSION = ("curated_dataset", "candidates", "preference_pairs", "reward_model")
 
 
 def promote(store: ArtifactStore, ref: ArtifactRef, stage: str, *, approver: str, reason: str) -> StageMove:
@@ -128,11 +130,19 @@ def _passed(store: ArtifactStore, ref: ArtifactRef) -> Evidence:
 
 
 def _check_release(store: ArtifactStore, release: Version, members: list[Version]) -> None:
-    """A release rests on every gated stage, and what was evaluated and exported is the policy it holds."""
-    names = {version.ref.name for version in members}
-    for needed in _wanted(release):
-        if needed not in names:
+    """A release rests on every gated stage and on one version of the data and the judge, and what was evaluated and exported is
+    the policy it holds. `members` are the release's own lineage, without that of an earlier release it was made with."""
+    digests: dict[str, set[str]] = {}
+    for version in members:
+        digests.setdefault(version.ref.name, set()).add(version.ref.digest)
+    for needed in dict.fromkeys((*ONE_VERSION, *_wanted(release))):
+        if needed not in digests:
             raise GateRefused(f"Release {release.ref.digest[:12]} was not made from any {needed}.", "Make the release by the whole chain.")
+    for name in ONE_VERSION:
+        if len(digests[name]) != 1:
+            shown = " and ".join(digest[:12] for digest in sorted(digests[name]))
+            what = f"Release {release.ref.digest[:12]} mixes {len(digests[name])} versions of {name}: {shown}."
+            raise GateRefused(what, f"Run the chain from {name} on, so that everything below is made from one version.")
     mode = release.metadata["mode"]
     policy = POLICY_PREFIX + mode
     held = {parent.digest for v in members if v.ref.name in AFTER_POLICY for parent in v.parents if parent.name == policy}

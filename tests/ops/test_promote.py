@@ -35,27 +35,37 @@ def release_of(store: DvcStore, work: Path, refs: Refs, *, note: str, mode: str 
     return put(store, work, "release", parents, mode=mode, note=note)
 
 
+PARENTS: dict[str, list[str]] = {
+    "source_images": [],
+    "curated_dataset": ["source_images"],
+    "candidates": ["curated_dataset"],
+    "preference_pairs": ["curated_dataset", "candidates"],
+    "reward_model": ["curated_dataset", "candidates", "preference_pairs"],
+    "policy-static": ["curated_dataset", "reward_model"],
+    "policy-ema": ["curated_dataset", "reward_model"],
+    "evaluation": ["curated_dataset", "candidates", "preference_pairs", "reward_model", "policy-static", "policy-ema"],
+    "onnx": ["policy-static", "policy-ema", "evaluation"],
+    "engine": ["onnx"],
+}
+
+
+def chain_of(store: DvcStore, work: Path, *, given: Refs | None = None, note: str = "") -> Refs:
+    """A chain from sources to engine, on top of what is given, every gate proven but the static policy's, whose mode was not chosen."""
+    refs = dict(given or {})
+    for name, above in PARENTS.items():
+        if name not in refs:
+            refs[name] = put(store, work, name, [refs[parent] for parent in above], note=note)
+            if name in REQUIRED_GATES:
+                prove(store, refs[name], failing="policy_preserved" if name == "policy-static" else "")
+    return refs
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Refs]:
-    """A chain from sources to two releases, every gate proven but the static policy's, whose mode was not chosen."""
+    """A chain with two releases."""
     home = tmp_path_factory.mktemp("template")
     store = DvcStore(home / "registry")
-    refs: Refs = {}
-    parents: dict[str, list[str]] = {
-        "source_images": [],
-        "curated_dataset": ["source_images"],
-        "preference_pairs": ["curated_dataset"],
-        "reward_model": ["curated_dataset", "preference_pairs"],
-        "policy-static": ["curated_dataset", "reward_model"],
-        "policy-ema": ["curated_dataset", "reward_model"],
-        "evaluation": ["curated_dataset", "reward_model", "policy-static", "policy-ema"],
-        "onnx": ["policy-static", "policy-ema", "evaluation"],
-        "engine": ["onnx"],
-    }
-    for name, above in parents.items():
-        refs[name] = put(store, home / "work", name, [refs[parent] for parent in above])
-        if name in REQUIRED_GATES:
-            prove(store, refs[name], failing="policy_preserved" if name == "policy-static" else "")
+    refs = chain_of(store, home / "work")
     refs["release"] = release_of(store, home / "work", refs, note="one")
     refs["next"] = release_of(store, home / "work", refs, note="two")
     for version in store.versions():
@@ -146,16 +156,34 @@ def test_what_was_evaluated_must_be_what_is_released(store: DvcStore, refs: Refs
     refused(store, release_of(store, tmp_path / "work", refs | {"policy-ema": other}, note="y"), "mixes 2 versions")
 
 
+@pytest.mark.parametrize("name", ["curated_dataset", "candidates", "preference_pairs", "reward_model"])
+def test_members_made_from_different_versions_are_refused(store: DvcStore, refs: Refs, tmp_path: Path, name: str) -> None:
+    """The evaluation was made from another version than the policy: its test images may be the policy's training images."""
+    work = tmp_path / "work"
+    other = put(store, work, name, [refs[parent] for parent in PARENTS[name]], note="2")
+    evaluation = put(store, work, "evaluation", [(refs | {name: other})[parent] for parent in PARENTS["evaluation"]], note="2")
+    onnx = put(store, work, "onnx", [refs["policy-ema"], evaluation], note="2")
+    engine = put(store, work, "engine", [onnx], note="2")
+    for ref in (other, evaluation, onnx, engine):
+        if ref.name in REQUIRED_GATES:
+            prove(store, ref)
+    digests = " and ".join(sorted(ref.digest[:12] for ref in (refs[name], other)))
+    ref = release_of(store, work, refs | {"evaluation": evaluation, "onnx": onnx, "engine": engine}, note="2")
+    refused(store, ref, f"mixes 2 versions of {name}: {digests}")
+
+
 def test_an_earlier_release_in_the_lineage_counts_by_its_own_mode(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
     work = tmp_path / "work"
-    made = {name: refs[name] for name in ("curated_dataset", "reward_model")}
-    made["preference_pairs"] = put(store, work, "preference_pairs", [refs["curated_dataset"], refs["release"]], note="2")
+    made = {"curated_dataset": refs["curated_dataset"]}
+    made["candidates"] = put(store, work, "candidates", [refs["curated_dataset"], refs["release"]], note="2")
+    made["preference_pairs"] = put(store, work, "preference_pairs", [made["candidates"]], note="2")
+    made["reward_model"] = put(store, work, "reward_model", [made["preference_pairs"]], note="2")
     made["policy-static"] = put(store, work, "policy-static", [made["preference_pairs"], made["reward_model"]], note="2")
     made["policy-ema"] = put(store, work, "policy-ema", [made["preference_pairs"], made["reward_model"]], note="2")
     made["evaluation"] = put(store, work, "evaluation", [made["policy-static"], made["policy-ema"]], mode="static", note="2")
     made["onnx"] = put(store, work, "onnx", [made["policy-static"]], note="2")
     made["engine"] = put(store, work, "engine", [made["onnx"]], note="2")
-    for name in set(made) - {"curated_dataset", "reward_model", "policy-ema"}:
+    for name in set(made) - {"curated_dataset", "candidates", "policy-ema"}:
         prove(store, made[name])
     ref = release_of(store, work, made, note="second generation", mode="static")
     promote(store, ref, "production", **BY)

@@ -1,0 +1,135 @@
+"""The release stage in a real registry: when it makes nothing, and when it leaves production to a person. The op itself is a small one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assets.common import Work, make
+from assets.release import release
+from assets.settings import Settings
+from infra.progress import Progress
+from infra.stores.dvc import DvcStore
+from infra.workspace import Workspace
+from models.taxonomy import Taxonomy
+from ops.folders import write_metrics
+from ops.promote import promote, rollback
+from ops.release import ReleaseConfig
+from tests.ops.test_promote import BY, PARENTS, Refs, chain_of, prove, put, release_of
+
+Run = Callable[..., tuple[bool, dict[str, Any]]]
+
+
+def _assemble(work: Work) -> dict[str, Any]:
+    digests = {name: ref.digest for name, ref in work.refs.items()}
+    metrics = {"mode": "ema", "title": work.config.title, "made_from": digests}
+    write_metrics(work.out, metrics)
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Refs]:
+    home = tmp_path_factory.mktemp("template")
+    store = DvcStore(home / "registry")
+    return store.root, chain_of(store, home / "work")
+
+
+@pytest.fixture
+def store(template: tuple[Path, Refs], tmp_path: Path) -> DvcStore:
+    shutil.copytree(template[0], tmp_path / "registry")
+    return DvcStore(tmp_path / "registry")
+
+
+@pytest.fixture
+def refs(template: tuple[Path, Refs]) -> Refs:
+    return template[1]
+
+
+@pytest.fixture
+def run(store: DvcStore, tmp_path: Path) -> Run:
+    def execute(refs: Refs, *, auto_promote: bool = True, **config: Any) -> tuple[bool, dict[str, Any]]:
+        """One run of the stage: was the version there already, and how it ended."""
+        settings = Settings(preset="test", flux="none", judge="none", auto_promote=auto_promote)
+        work = Work(
+            stage=replace(release, work=_assemble, models=()),
+            config=ReleaseConfig(**config),
+            settings=settings,
+            workspace=Workspace(tmp_path / "home"),
+            store=store,
+            taxonomy=Taxonomy.load(),
+            progress=Progress(lambda line: None),
+            refs={name: refs[name] for name in ("policy-static", "policy-ema", "evaluation", "onnx", "engine")},
+            out=tmp_path,
+            scratch=tmp_path,
+            run_id="run",
+            pin=lambda stage: store.stage("release", stage),
+        )
+        made = make(work)
+        assert release.finish is not None
+        return made.reused, release.finish(work, made)
+
+    return execute
+
+
+def production(store: DvcStore) -> str:
+    ref = store.stage("release", "production")
+    assert ref is not None
+    return ref.digest
+
+
+def test_production_stands_only_where_it_is_what_would_be_made(store: DvcStore, refs: Refs, run: Run, tmp_path: Path) -> None:
+    assert run(refs)[1]["ending"] == "promoted"
+    reused, ended = run(refs)
+    assert reused and ended["ending"] == "unchanged"
+
+    def is_made_anew(refs: Refs, **config: Any) -> None:
+        before = production(store)
+        reused, ended = run(refs, **config)
+        assert not reused and ended["ending"] == "promoted" and production(store) != before
+
+    is_made_anew(refs, title="Another title")
+    for name in ("engine", "onnx", "evaluation"):
+        ref = put(store, tmp_path / "work", name, [refs[parent] for parent in PARENTS[name]], note="again")
+        prove(store, ref)
+        refs = refs | {name: ref}
+        is_made_anew(refs, title="Another title")
+
+
+def test_a_run_does_not_undo_a_rollback(store: DvcStore, refs: Refs, run: Run, tmp_path: Path) -> None:
+    first = release_of(store, tmp_path / "work", refs, note="one")
+    promote(store, first, "production", **BY)
+    assert run(refs)[1]["ending"] == "promoted"
+    second = production(store)
+    rollback(store, "release", "production", approver="lee", reason="complaints about extend")
+
+    moves = store.moves("release")
+    reused, ended = run(refs)
+    assert reused and ended["ending"] == "refused" and store.moves("release") == moves and production(store) == first.digest
+    for part in ("lee", "release v1", "complaints about extend", f"onereward promote {second[:12]} production"):
+        assert part in ended["message"]
+    assert run(refs, auto_promote=False)[1]["ending"] == "released" and production(store) == first.digest
+
+    promote(store, store.version(second).ref, "production", **BY)
+    assert run(refs)[1]["ending"] == "unchanged"
+
+
+def test_nor_by_another_release_of_the_policy_that_was_rolled_back(store: DvcStore, refs: Refs, run: Run, tmp_path: Path) -> None:
+    assert run(refs)[1]["ending"] == "promoted"
+    data = {name: refs[name] for name in ("source_images", "curated_dataset", "candidates", "preference_pairs", "reward_model")}
+    better = chain_of(store, tmp_path / "work", given=data, note="trained longer")
+    assert run(better)[1]["ending"] == "promoted"
+    rollback(store, "release", "production", approver="lee", reason="complaints")
+
+    moves = store.moves("release")
+    evaluated = {name: better[name] for name in (*data, "policy-static", "policy-ema")}
+    evaluated = chain_of(store, tmp_path / "work", given=evaluated, note="against another production")
+    reused, ended = run(evaluated)
+    assert not reused and ended["ending"] == "refused" and "lee" in ended["message"] and store.moves("release") == moves
+
+    newest = chain_of(store, tmp_path / "work", given=data, note="trained otherwise")
+    assert run(newest)[1]["ending"] == "promoted"
