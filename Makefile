@@ -11,27 +11,30 @@ export DVC_NO_ANALYTICS ?= 1
 
 .PHONY: run test dev lint bench clean
 
-run: .venv/.ready
+run: .venv/.ready-$(EXTRAS)
 	$(BIN)/onereward run --preset $(PRESET)
 
-test: .venv/.ready
+test: .venv/.ready-$(EXTRAS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-dev: .venv/.ready
+dev: .venv/.ready-$(EXTRAS)
 	$(BIN)/onereward dev --preset $(PRESET) --port $(PORT)
 
-lint: .venv/.ready
+lint: .venv/.ready-$(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/.ready
+bench: .venv/.ready-$(EXTRAS)
 	$(BIN)/python -m benchmarks.run
 
 clean:
 	rm -rf .venv .onereward build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-.venv/.ready: pyproject.toml
+.venv/.ready-$(EXTRAS): pyproject.toml
+	@echo "Setting up .venv with [$(EXTRAS)]: some minutes, 2 GB. torch first, then the rest."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "torch==2.13.0"
+	@echo "torch is installed, now the other packages."
 	$(BIN)/pip install --quiet -e ".[$(EXTRAS)]" "torch==2.13.*"
-	touch .venv/.ready
+	rm -f .venv/.ready-*
+	touch .venv/.ready-$(EXTRAS)

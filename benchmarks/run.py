@@ -23,7 +23,20 @@ import yaml
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "mini.json"
 DRAWS = ("source_images", "curated_dataset", "candidates", "preferences", "reward_model", "policy", "evaluation")
-KEPT = ("wall_s", "peak_rss_gb", "overhead_share", "commit", "judge", "policy", "best_mode", "onnx", "engine", "gates", "release", "refused")
+KEPT = (
+    "wall_s",
+    "peak_rss_gb",
+    "overhead_share",
+    "commit",
+    "judge",
+    "policy",
+    "best_mode",
+    "onnx",
+    "engine",
+    "gates",
+    "release",
+    "refused",
+)
 
 
 def run_seed(seed: int, home: Path) -> dict[str, Any]:
@@ -54,7 +67,8 @@ def main() -> None:
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     for run in runs:
         rates = {mode: round(figures["mean_win_rate"], 3) for mode, figures in (run["policy"] or {}).items()}
-        print(f"seed {run['seed']}: judge {run['judge'] and round(run['judge']['mean_accuracy'], 3)}, win rates {rates}, refused: {run['refused']}")
+        accuracy = run["judge"] and round(run["judge"]["mean_accuracy"], 3)
+        print(f"seed {run['seed']}: judge {accuracy}, win rates {rates}, refused: {run['refused']}")
 
 
 if __name__ == "__main__":

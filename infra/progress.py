@@ -1,7 +1,7 @@
 """Progress of long work, as lines: they read the same in a terminal, in Dagster's log and in a file.
 
-    with Progress(print).bar("policy", total=120, unit="step") as bar:
-        bar.advance(1, reward=0.61)
+with Progress(print).bar("policy", total=120, unit="step") as bar:
+    bar.advance(1, reward=0.61)
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ class Bar:
             return
         self._last = now
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.sink(tqdm.format_meter(self.count, self.total, now - self._start, ncols=100, prefix=self.label, unit=self.unit, ascii=True, postfix=shown))
+        self.sink(
+            tqdm.format_meter(
+                self.count, self.total, now - self._start, ncols=100, prefix=self.label, unit=self.unit, ascii=True, postfix=shown
+            )
+        )
 
 
 class Progress:

@@ -19,6 +19,7 @@ from infra.stores.dvc import DvcStore
 from models.errors import ConfigError
 
 HOME_VARIABLE = "ONEREWARD_HOME"
+LABELS_VARIABLE = "ONEREWARD_LABELS_URL"  # e.g. postgresql+psycopg2://...
 DEFAULT_HOME = ".onereward"
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # safe as a folder name
 
@@ -59,8 +60,8 @@ class Workspace:
 
     @property
     def labels_url(self) -> str:
-        """The label database, as an SQLAlchemy URL."""
-        return f"sqlite:///{_made(self.home) / 'labels.db'}"
+        """The label database, as an SQLAlchemy URL: what ONEREWARD_LABELS_URL says, else a SQLite file under the home."""
+        return os.environ.get(LABELS_VARIABLE) or f"sqlite:///{_made(self.home) / 'labels.db'}"
 
     @property
     def reports(self) -> Path:

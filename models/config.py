@@ -2,7 +2,7 @@
 
 YAML presets, the command line and Dagster's launchpad are three spellings of the same class, so fields are plain
 scalars and lists (Dagster config allows neither tuples nor nested models). A field whose value the paper does not give
-says "ours" in its description; tests/ops/test_configs.py enforces it.
+says "ours" in its description; tests/ops/test_configs.py checks it.
 """
 
 from __future__ import annotations

@@ -57,6 +57,11 @@ class Condition(_Row):
     truth: dict = {}
     tags: list[str] = []
 
+    @property
+    def origin(self) -> str:
+        """What the source image is cut from, a photograph or a scene: crops of one photograph are no independent draws."""
+        return self.truth.get("origin", self.source_id)
+
 
 class Candidate(_Row):
     """One sampled answer to a condition, with every value that was drawn. Shard key: `<id>` (RGB)."""

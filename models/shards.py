@@ -46,7 +46,7 @@ class ShardWriter:
 
     def _open_next(self) -> None:
         self.close()
-        self._tar = tarfile.open(self.folder / f"images-{self._count:05d}.tar", "w")
+        self._tar = tarfile.open(self.folder / f"images-{self._count:05d}.tar", "w")  # noqa: SIM115 - closed by `close`
         self._count += 1
         self._written = 0
 
@@ -81,7 +81,9 @@ class ShardReader:
 
     def __getitem__(self, key: str) -> Image.Image:
         if key not in self._members:
-            raise UnknownVersion(f"No image {key!r} in {self.folder}.", "The rows and the shards are of different versions; run the stage again.")
+            raise UnknownVersion(
+                f"No image {key!r} in {self.folder}.", "The rows and the shards are of different versions; run the stage again."
+            )
         path, offset, size = self._members[key]
         with path.open("rb") as file:
             file.seek(offset)

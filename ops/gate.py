@@ -175,7 +175,8 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
     bounds |= dict.fromkeys(map(str, policy.get("missing_tasks") or []))
     worst = min(bounds, key=lambda task: _or(bounds[task], -math.inf), default="no task")
     hacked = [f"{cell.get('task')}/{cell.get('dimension')}" for cell in cells if _hacked(cell)]
-    judge = metrics.get("judge") if isinstance(metrics.get("judge"), dict) else {}
+    sealed = metrics.get("judge")
+    judge: Metrics = sealed if isinstance(sealed, dict) else {}
     of_mode = f"of the better mode, {mode}"
     return [
         _at_least("win_rate", _number(policy, "mean_win_rate"), config.min_win_rate, f"mean win rate over the base {of_mode}"),

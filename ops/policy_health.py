@@ -36,7 +36,7 @@ def rewarded_dimensions(taxonomy: Taxonomy, judge: Path, least: float) -> dict[s
 
 
 def shown_pasted(judge: Path) -> bool:
-    """Was this judge fitted on edits pasted into their source? The policy must be judged on pictures of the same kind. A base judge: yes."""
+    """Was this judge fitted on edits pasted into their source? The policy must be judged on the same kind of picture. A base judge: yes."""
     return bool(read_metrics(judge).get("paste_source", True)) if (judge / "metrics.json").exists() else True
 
 
@@ -90,4 +90,4 @@ def measure_health(
 def _edit(policy: nn.Module, sampler: Sampler, shards: ShardReader, condition: Condition, seed: int, steps: int) -> Tensor:
     """One edit [3, H, W]; the seed is the condition's place in the list, so that base and policy start from one noise."""
     image, mask = to_tensor(shards[f"{condition.id}.image"])[None], to_mask(shards[f"{condition.id}.mask"])[None]
-    return sampler.sample(policy, sampler.encode(image, mask, [condition.prompt]), [seed], steps=steps)[0]  # type: ignore[arg-type]
+    return sampler.sample(policy, sampler.encode(image, mask, [condition.prompt]), [seed], steps=steps)[0]

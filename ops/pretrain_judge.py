@@ -61,7 +61,11 @@ def all_queries(taxonomy: Taxonomy) -> list[str]:
 def make_bank(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed: int, progress: Progress) -> Bank:
     """`count` requests on scenes, edited by the mini base and by spoiling their targets, with every score."""
     rng = np.random.default_rng(seed)
-    sampler, tasks, prompts, parts, truths = Sampler(pipe), [], [], [], []
+    sampler = Sampler(pipe)
+    tasks: list[Task] = []
+    prompts: list[str] = []
+    parts: list[tuple[Tensor, ...]] = []
+    truths: list[dict] = []
     scene_seed = BASE_SCENES + 1_000_000 * (seed + 50)
     while len(tasks) < count:
         scene_seed += 1

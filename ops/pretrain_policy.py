@@ -96,7 +96,9 @@ def scene_request(task: Task, scene: Scene, rng: np.random.Generator):
 
 def encode_pool(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed: int, progress: Progress) -> Pool:
     """Render `count` requests and encode them with the frozen VAE."""
-    sampler, parts, prompts = Sampler(pipe), [], []
+    sampler = Sampler(pipe)
+    parts: list[tuple[Tensor, Tensor]] = []
+    prompts: list[str] = []
     batch: list[tuple[Image.Image, Image.Image, str]] = []
     with progress.bar("pretrain: encode requests", count, "request") as bar:
         for request in requests(taxonomy, count, seed):

@@ -56,6 +56,7 @@ def build_vae() -> AutoencoderKL:
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d) and ("sampler" in name or name.endswith(("conv_in", "conv_out"))):
             nn.init.orthogonal_(module.weight)
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
     return vae
 

@@ -148,7 +148,8 @@ def render_scene(seed: int, size: int = 64) -> Scene:
     if sign:
         layer = clean.resize((big, big), Image.Resampling.BICUBIC)
         _draw_sign(layer, sign, word, dark, SUPERSAMPLE)
-        drawn = layer.crop([v * SUPERSAMPLE for v in sign]).resize((sign[2] - sign[0], sign[3] - sign[1]), Image.Resampling.BOX)
+        x0, y0, x1, y1 = (v * SUPERSAMPLE for v in sign)
+        drawn = layer.crop((x0, y0, x1, y1)).resize((sign[2] - sign[0], sign[3] - sign[1]), Image.Resampling.BOX)
         clean.paste(drawn, sign[:2])
     cover = Image.new("L", (big, big), 0)
     _draw_shape(shape, tuple(v * SUPERSAMPLE for v in box), cover, 255)  # type: ignore[arg-type]

@@ -99,7 +99,9 @@ class Taxonomy(_Entry):
                 tasks=[{"name": name, **entry} for name, entry in raw["tasks"].items()],
             )
         except (OSError, yaml.YAMLError, KeyError, TypeError, pydantic.ValidationError) as error:
-            raise ConfigError(f"{source} is not a usable taxonomy: {error}.", f"Compare it with {Path(__file__).with_name('taxonomy.yaml').name}.") from error
+            raise ConfigError(
+                f"{source} is not a usable taxonomy: {error}.", f"Compare it with {Path(__file__).with_name('taxonomy.yaml').name}."
+            ) from error
 
     def task(self, name: str) -> Task:
         """The task of that name. Raises UnknownTask."""
@@ -113,7 +115,9 @@ class Taxonomy(_Entry):
         for dimension in self.dimensions:
             if dimension.name == name:
                 return dimension
-        raise UnknownDimension(f"Unknown dimension {name!r}.", f"Use one of {', '.join(d.name for d in self.dimensions)}, or add it to the taxonomy file.")
+        raise UnknownDimension(
+            f"Unknown dimension {name!r}.", f"Use one of {', '.join(d.name for d in self.dimensions)}, or add it to the taxonomy file."
+        )
 
     @property
     def active(self) -> tuple[Task, ...]:

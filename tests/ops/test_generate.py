@@ -89,7 +89,7 @@ def test_ranges_are_respected_and_checked(base, tmp_path):
     assert all(1 <= row.steps <= 3 and 1 <= row.true_cfg <= 4 and row.strength in (0.9, 1.0) for row in rows)
     with pytest.raises(ValueError, match="steps_low is above"):
         GenerateConfig(steps_low=9, steps_high=2)
-    with pytest.raises(ValueError, match="1.5"):
+    with pytest.raises(ValueError, match=r"1\.5"):
         GenerateConfig(strengths=[1.5])
 
 

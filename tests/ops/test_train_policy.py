@@ -146,6 +146,6 @@ def test_a_judge_that_can_judge_nothing_stops_the_run(parts, tmp_path):
 def test_wrong_settings_are_named(parts, tmp_path):
     with pytest.raises(ConfigError, match="dynamic"):
         _train(parts, tmp_path / "policy", QUICK, mode="dynamic")
-    with pytest.raises(ValueError, match="stop steps 2..9"):
+    with pytest.raises(ValueError, match=r"stop steps 2\.\.9"):
         TrainPolicyConfig(steps=4, stop_low=2, stop_high=9)
 
