@@ -198,7 +198,7 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
 
 def _not_below_production(metrics: Metrics, mode: Any, config: GateConfig) -> Gate:
     if metrics.get("policy") and "against_production" not in metrics:
-        return Gate("not_below_production", None, None, True, "nothing is in production yet to compare with")
+        return _at_most("not_below_production", 0, 0, "rivals in production: there is nothing to fall below yet")
     rivals = metrics.get("against_production")
     rival = rivals.get(mode) if isinstance(rivals, dict) else None
     low = _number(rival, "mean_lo") if isinstance(rival, dict) else None
