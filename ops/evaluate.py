@@ -66,7 +66,7 @@ class EvaluateConfig(OpConfig):
     batch_size: int = pydantic.Field(16, ge=1, description="Edits sampled or judged at once (ours).")
     tie_tolerance: float = pydantic.Field(0.02, ge=0, lt=1, description="Measures that differ by this share or less are a tie (ours).")
     confidence: float = pydantic.Field(0.95, gt=0, lt=1, description="Level of every interval (ours).")
-    resamples: int = pydantic.Field(2000, ge=100, description="Bootstrap draws of source images (ours).")
+    resamples: int = pydantic.Field(2000, ge=100, description="Bootstrap draws of photographs and scenes (ours).")
     grid_rows: int = pydantic.Field(4, ge=1, description="Rows of each side-by-side picture (ours).")
     dtype: Literal["float32", "bfloat16", "float16"] = pydantic.Field("float32", description="Precision of the networks (ours).")
 
@@ -124,6 +124,7 @@ def evaluate(
             split=job.condition.split,
             condition_id=job.condition.id,
             source_id=job.condition.source_id,
+            origin=job.condition.origin,
             task=job.condition.task,
             kind=job.condition.kind,
             prompt=job.condition.prompt,

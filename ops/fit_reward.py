@@ -12,6 +12,7 @@ device: the vision tower is called apart from the language model, which data-par
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +24,12 @@ from torch import Tensor
 
 from infra.progress import Progress
 from models.config import OpConfig
-from models.errors import NotEnoughData
+from models.errors import BrokenWeights, NotEnoughData
 from models.judge import Judge, pair_loss
 from models.records import Pair, read_rows
 from models.taxonomy import Taxonomy
 from ops.folders import save_picture, write_metrics
-from ops.judge_accuracy import PairImages, ask, both_orders, cell_means, decisions, mean_over_cells, pair_rows, sources_of, summarise
+from ops.judge_accuracy import PairImages, ask, both_orders, cell_means, decisions, mean_over_cells, origins_of, pair_rows, summarise
 from ops.pictures import curves, rates
 
 
@@ -77,7 +78,7 @@ def fit_reward(
         what metrics.json holds: mean_accuracy, base_mean_accuracy, order_consistency, cells, steps, best_step, ... on the validation split.
 
     Raises:
-        MissingWeights, BrokenWeights: the base judge cannot be read.
+        MissingWeights, BrokenWeights: the base judge cannot be read, or its answers are not finite.
         NotEnoughData: no training or no validation pairs.
         BadManifest, BadImage, UnknownVersion: the three artifacts do not belong together.
     """
@@ -85,14 +86,14 @@ def fit_reward(
     rows = read_rows(pairs / "pairs.jsonl", Pair)
     train = _pick(rows, "train", config.max_pairs, config.seed)
     validation = _pick(rows, "validation", config.max_validation_pairs, config.seed)
-    sources_of(curated, train)  # fail before training when the artifacts do not belong together
+    origins_of(curated, train)  # fail before training when the artifacts do not belong together
     judge = Judge.load(base_judge, taxonomy, getattr(torch, config.dtype))
     judge.model.to("cuda" if torch.cuda.is_available() else "cpu")
     if config.gradient_checkpointing:
         judge.model.activation_checkpointing_enable()
     fit = _Fit(config, judge, taxonomy, PairImages(curated, candidates, config.paste_source), validation, progress)
     fit.run(train)
-    metrics, figures = _report(fit, len(train), sources_of(curated, validation))
+    metrics, figures = _report(fit, len(train), origins_of(curated, validation))
     fit.save(out)
     _write_lines(out / "curve.jsonl", fit.curve)
     _write_lines(out / "accuracy.jsonl", figures)
@@ -141,7 +142,10 @@ class _Fit:
             assert isinstance(adapted, peft.PeftModel)
             self.adapted = adapted
         self.weights = {name: weight for name, weight in judge.model.named_parameters() if weight.requires_grad}
+        self.kept: dict[str, Tensor] = {}
         self.base_odds = self.best_odds = self._evaluate(None)
+        if not self.kept:
+            raise BrokenWeights("The base judge's answers are not finite.", "Fetch or train its weights again, or use float32.")
 
     def run(self, train: Sequence[Pair]) -> None:
         """Train until `steps`, or until the accuracy has not risen for `patience` evaluations; leaves the best weights in the judge."""
@@ -188,7 +192,7 @@ class _Fit:
         odds = ask(self.judge, self.taxonomy, self.images, self.validation, batch_size=size, progress=Progress())
         accuracy, held_out = mean_over_cells(self.validation, decisions(*odds)[0]), pair_loss(*odds).item()
         self.curve.append({"step": self.step, "loss": loss, "validation_loss": held_out, "accuracy": accuracy})
-        if (accuracy, -held_out) > self.best:
+        if math.isfinite(held_out) and (accuracy, -held_out) > self.best:  # an answer of nan would count as undecided, half right
             self.best, self.best_step, self.best_odds = (accuracy, -held_out), self.step, odds
             self.kept = {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights.items()}
         return odds
@@ -204,10 +208,10 @@ class _Fit:
         self.judge.save(out / "model")
 
 
-def _report(fit: _Fit, pairs_train: int, sources: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _report(fit: _Fit, pairs_train: int, origins: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """metrics.json and the rows of accuracy.jsonl."""
     pairs, taxonomy = fit.validation, fit.taxonomy
-    found = summarise(taxonomy, pairs, sources, *fit.best_odds)
+    found = summarise(taxonomy, pairs, origins, *fit.best_odds)
     base_right, base_consistent = decisions(*fit.base_odds)
     base_cells = cell_means(pairs, base_right)
     for cell in found["cells"]:
@@ -226,7 +230,7 @@ def _report(fit: _Fit, pairs_train: int, sources: Sequence[str]) -> tuple[dict[s
         "pairs_validation": len(pairs),
         "query_version": taxonomy.query_template.version,
     }
-    fitted, base = (pair_rows(pairs, sources, *odds) for odds in (fit.best_odds, fit.base_odds))
+    fitted, base = (pair_rows(pairs, origins, *odds) for odds in (fit.best_odds, fit.base_odds))
     orders = ("p_winner_first", "p_loser_first")
     rows = [{**row, **{f"base_{key}": before[key] for key in orders}} for row, before in zip(fitted, base, strict=True)]
     return metrics, rows

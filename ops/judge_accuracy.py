@@ -4,8 +4,8 @@
 
 Every pair is put to the judge in both orders, and each order is one decision: P(Yes) above 1/2 with the winner first is right, below 1/2
 with the loser first is right, exactly 1/2 counts half. A pair's accuracy is the mean of its two decisions, so a judge that always prefers
-the first image scores 50%. `n` counts pairs; intervals are bootstrapped over source images (ops/statistics.py); means over cells, one cell
-per task and dimension, are unweighted. Order consistency is the share of pairs whose two orders name the same image.
+the first image scores 50%. `n` counts pairs; intervals are bootstrapped over origins, photographs or scenes (ops/statistics.py); means
+over cells, one cell per task and dimension, are unweighted. Order consistency is the share of pairs whose two orders name the same image.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def ask(
     return winner_first, loser_first
 
 
-def sources_of(curated: Path, pairs: Sequence[Pair]) -> list[str]:
-    """The source image behind each pair. Raises BadManifest for a pair whose condition is not in the curated data."""
-    known = {condition.id: condition.source_id for condition in read_rows(curated / "conditions.jsonl", Condition)}
+def origins_of(curated: Path, pairs: Sequence[Pair]) -> list[str]:
+    """What each pair's image is cut from, a photograph or a scene. Raises BadManifest for a pair whose condition is not in the curated data."""
+    known = {condition.id: condition.origin for condition in read_rows(curated / "conditions.jsonl", Condition)}
     if lost := [pair.condition_id for pair in pairs if pair.condition_id not in known]:
         raise BadManifest(
             f"{len(lost)} pairs name conditions that {curated} does not hold, first {lost[0]!r}.", "Make the pairs again from this dataset."
@@ -139,7 +139,7 @@ def mean_over_cells(pairs: Sequence[Pair], values: Sequence[float]) -> float:
 
 
 def summarise(
-    taxonomy: Taxonomy, pairs: Sequence[Pair], sources: Sequence[str], winner_first: Tensor, loser_first: Tensor
+    taxonomy: Taxonomy, pairs: Sequence[Pair], origins: Sequence[str], winner_first: Tensor, loser_first: Tensor
 ) -> dict[str, Any]:
     """The figures of `judge_accuracy` from log-odds: mean_accuracy, lo, hi, order_consistency, cells, empty_cells, n."""
     right, consistent = decisions(winner_first, loser_first)
@@ -147,11 +147,11 @@ def summarise(
     for task, dimension in taxonomy.cells:
         rows = [i for i, pair in enumerate(pairs) if (pair.task, pair.dimension) == (task, dimension)]
         if rows:
-            estimate = clustered_mean([right[i] for i in rows], [sources[i] for i in rows])
+            estimate = clustered_mean([right[i] for i in rows], [origins[i] for i in rows])
             cells.append(
                 {"task": task, "dimension": dimension, "n": len(rows), "accuracy": estimate.mean, "lo": estimate.lo, "hi": estimate.hi}
             )
-    overall = clustered_mean(right, sources, levels=[[f"{pair.task}/{pair.dimension}" for pair in pairs]])
+    overall = clustered_mean(right, origins, levels=[[f"{pair.task}/{pair.dimension}" for pair in pairs]])
     filled = {(cell["task"], cell["dimension"]) for cell in cells}
     return {
         "mean_accuracy": overall.mean,
@@ -164,12 +164,12 @@ def summarise(
     }
 
 
-def pair_rows(pairs: Sequence[Pair], sources: Sequence[str], winner_first: Tensor, loser_first: Tensor) -> list[dict[str, Any]]:
+def pair_rows(pairs: Sequence[Pair], origins: Sequence[str], winner_first: Tensor, loser_first: Tensor) -> list[dict[str, Any]]:
     """One row per pair from which every figure can be recomputed: who, and P(Yes) in both orders."""
     first, second = winner_first.sigmoid().tolist(), loser_first.sigmoid().tolist()
     return [
-        {**pair.model_dump(), "source_id": source, "p_winner_first": a, "p_loser_first": b}
-        for pair, source, a, b in zip(pairs, sources, first, second, strict=True)
+        {**pair.model_dump(), "origin": origin, "p_winner_first": a, "p_loser_first": b}
+        for pair, origin, a, b in zip(pairs, origins, first, second, strict=True)
     ]
 
 
@@ -190,6 +190,6 @@ def judge_accuracy(
         mean_accuracy (unweighted over cells) with lo and hi, order_consistency, n (pairs), cells [{task, dimension, n, accuracy, lo, hi}],
         empty_cells [[task, dimension]] without a pair, rows (one per pair, `pair_rows`).
     """
-    sources = sources_of(curated, pairs)
+    origins = origins_of(curated, pairs)
     odds = ask(judge, taxonomy, PairImages(curated, candidates, paste_source), pairs, batch_size=batch_size, progress=progress)
-    return {**summarise(taxonomy, pairs, sources, *odds), "rows": pair_rows(pairs, sources, *odds)}
+    return {**summarise(taxonomy, pairs, origins, *odds), "rows": pair_rows(pairs, origins, *odds)}

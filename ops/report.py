@@ -48,17 +48,24 @@ class RunFacts:
 def write_report(
     out: Path, *, folders: Mapping[str, Path], versions: Mapping[str, Version], run: RunFacts, taxonomy: Taxonomy
 ) -> tuple[Path, Path]:
-    """Write report.json, report.html and the records into `out` (made if need be, an earlier report in it replaced).
+    """Write report.json, report.html and the records into the folder `out`, which is there whole or not at all: an earlier one is replaced.
 
     Args:
         folders, versions: by artifact name, everything this run made or reused; fewer where the chain stopped.
     """
-    out.mkdir(parents=True, exist_ok=True)
     metrics = {name: read_metrics(folder) for name, folder in folders.items()}
     facts = _without_infinities(_facts(metrics, versions, run))
-    (out / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
-    _copy_records(out, folders)
-    (out / "report.html").write_text(render_page(facts, metrics, folders, taxonomy), encoding="utf-8")
+    draft = out.with_name(f"{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed here
+    draft.mkdir(parents=True)
+    try:
+        (draft / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
+        _copy_records(draft, folders)
+        (draft / "report.html").write_text(render_page(facts, metrics, folders, taxonomy), encoding="utf-8")
+        shutil.rmtree(out, ignore_errors=True)
+        draft.replace(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return out / "report.json", out / "report.html"
 
 
@@ -113,8 +120,6 @@ def _without_infinities(value: Any) -> Any:
 def _copy_records(out: Path, folders: Mapping[str, Path]) -> None:
     wanted = dict(RECORDS)
     wanted |= {f"{name}-curve.jsonl": (name, "curve.jsonl") for name in folders if name.startswith(POLICY)}
-    for stale in [*RECORDS, *(path.name for path in out.glob(f"{POLICY}*-curve.jsonl"))]:
-        (out / stale).unlink(missing_ok=True)
     for target, (name, source) in wanted.items():
         if name in folders and (folders[name] / source).exists():
             shutil.copyfile(folders[name] / source, out / target)

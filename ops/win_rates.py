@@ -6,7 +6,8 @@
 `win_rate` is by ground truth on procedural scenes, ties half; measures differ in scale by orders of magnitude, so two of
 them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the unweighted mean over its
 dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better), averaged over both
-orders, is above one half. Photographs have no ground truth and are reported apart. Intervals: bootstrap over source images.
+orders, is above one half. Photographs have no ground truth and are reported apart. Intervals: bootstrap over origins,
+the photographs and scenes that source images are cut from.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Item(TypedDict):
     split: str
     condition_id: str
     source_id: str
+    origin: str  # what the source image is cut from; intervals draw whole origins
     task: str
     kind: str
     prompt: str
@@ -49,7 +51,7 @@ class _Duel(NamedTuple):
 
     task: str
     dimension: str
-    source: str
+    origin: str
     key: tuple[str, int]
     truth: float | None  # 1, 1/2 or 0
     judge: float
@@ -80,7 +82,7 @@ def duels(items: Sequence[Item], policy: str, opponent: str, tie_tolerance: floa
                 ours, against = item["measures"][dimension], other["measures"][dimension]
                 truth = outcome(ours - against, tie_tolerance * max(abs(ours), abs(against)))
             preferred = outcome((forward + 1 - backward) / 2 - 0.5)
-            found.append(_Duel(item["task"], dimension, item["source_id"], key, truth, preferred))
+            found.append(_Duel(item["task"], dimension, item["origin"], key, truth, preferred))
     return found
 
 
@@ -137,7 +139,7 @@ def _levels(rows: Sequence[_Duel]) -> list[list[str]]:
 
 def _estimate(rows: Sequence[_Duel], by: str, confidence: float, resamples: int) -> Estimate:
     values = [getattr(duel, by) for duel in rows]
-    return clustered_mean(values, [d.source for d in rows], _levels(rows), confidence=confidence, resamples=resamples)
+    return clustered_mean(values, [d.origin for d in rows], _levels(rows), confidence=confidence, resamples=resamples)
 
 
 def _pairs(rows: Sequence[_Duel]) -> int:

@@ -19,7 +19,7 @@ from models.judge import Judge
 from models.mini.judge_build import build_judge
 from models.mini.measures import measure
 from models.mini.scenes import render_scene
-from models.records import Candidate, Condition, Pair, write_rows
+from models.records import Candidate, Condition, Pair, read_rows, write_rows
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
 from ops.evaluate import EvaluateConfig, evaluate, preservation
@@ -54,7 +54,7 @@ def _curated(folder: Path) -> Path:
                 assert made is not None and made.target is not None
                 key = f"{task.name}-{seed}"
                 row = {"id": key, "source_id": f"s{seed}", "task": task.name, "prompt": made.prompt, "split": split, "kind": kind}
-                rows.append(Condition(**row, truth=scene.truth if kind == "scene" else {}))
+                rows.append(Condition(**row, truth={**scene.truth, "origin": f"o{seed}"} if kind == "scene" else {}))
                 shards.add(f"{key}.image", made.image)
                 shards.add(f"{key}.mask", made.mask)
                 if kind == "scene":
@@ -170,6 +170,8 @@ def test_records_follow_from_the_stored_edits(world: dict[str, Path], result: tu
     edits, curated = ShardReader(out), ShardReader(world["curated"])
     scenes = [item for item in read_items(out / "items.jsonl") if item["measures"] and item["policy"] == "ema"]
     truths = {c["id"]: c["truth"] for c in map(json.loads, (world["curated"] / "conditions.jsonl").read_text().splitlines())}
+    known = {c.id: c.origin for c in read_rows(world["curated"] / "conditions.jsonl", Condition)}
+    assert all(item["origin"] == known[item["condition_id"]] for item in scenes)
     for item in scenes[:5]:
         edit = to_tensor(edits[f"{item['condition_id']}.{item['seed']}.ema"])
         source, mask = to_tensor(curated[f"{item['condition_id']}.image"]), to_mask(curated[f"{item['condition_id']}.mask"])
@@ -260,6 +262,7 @@ def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: 
         split="test",
         condition_id=condition,
         source_id=condition,
+        origin=condition,
         task="remove",
         kind=kind,
         prompt="remove",
@@ -282,6 +285,20 @@ def test_win_rate_by_hand() -> None:
     assert ema["cells"][0]["judge_win_rate"] == pytest.approx(2 / 3)
     assert ema["judge_agreement"] == 0.5
     assert ema["missing_tasks"] == ["fill", "text", "extend", "extend_free"]
+
+
+def test_crops_of_one_photograph_do_not_narrow_an_interval() -> None:
+    """Two photographs that disagree, ten crops of each: two draws, not twenty."""
+
+    def width(origin: dict[str, str]) -> float:
+        items = [_item("base", name, -0.1) for name in origin] + [_item("ema", name, -0.05 if name < "k" else -0.2) for name in origin]
+        placed = [Item(**{**item, "origin": origin[item["condition_id"]]}) for item in items]
+        ema = recompute(placed, TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02, resamples=200)["policy"]["ema"]
+        return ema["cells"][0]["hi"] - ema["cells"][0]["lo"]
+
+    names = "abcdefghijklmnopqrst"
+    assert width({name: "first" if name < "k" else "second" for name in names}) == 1.0
+    assert width({name: name for name in names}) < 0.6
 
 
 def test_mode_is_chosen_by_truth_where_there_is_any_and_else_by_the_judge() -> None:

@@ -10,13 +10,13 @@ from PIL import Image
 
 from infra.progress import Progress
 from infra.stores.base import directory_digest
-from models.errors import BadImage, BadManifest, NotEnoughData
+from models.errors import BadImage, BadManifest, BrokenWeights, NotEnoughData
 from models.judge import Judge
 from models.records import Condition, Pair, write_rows
 from models.shards import ShardWriter
 from models.taxonomy import Taxonomy
 from ops.fit_reward import FitRewardConfig, fit_reward
-from ops.judge_accuracy import PairImages, ask, both_orders, decisions, judge_accuracy, sources_of, summarise
+from ops.judge_accuracy import PairImages, ask, both_orders, decisions, judge_accuracy, origins_of, summarise
 from tests.models.tiny_judge import PROMPT, save_tiny_judge
 
 TAXONOMY = Taxonomy.load()
@@ -236,7 +236,7 @@ def test_pairs_of_another_dataset_are_refused(base, tmp_path):
     sizes = artifacts(tmp_path / "c", conditions=16, size=(80, 64))
     with pytest.raises(BadImage, match=r"\(64, 80\)"):
         fit(base, (sizes[0], *folders[1:]), tmp_path / "out2", steps=1)
-    assert len(sources_of(folders[0], pairs_of(folders[2], "train"))) == 8
+    assert len(origins_of(folders[0], pairs_of(folders[2], "train"))) == 8
 
 
 def test_an_interrupted_fit_leaves_its_inputs_as_they_were(base, tmp_path):
@@ -250,3 +250,24 @@ def test_an_interrupted_fit_leaves_its_inputs_as_they_were(base, tmp_path):
         fit(base, folders, tmp_path / "out", Progress(interrupt), steps=2)
     assert [directory_digest(path) for path in (base, *folders)] == before
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_base_judge_without_finite_answers_is_broken(base, tmp_path):
+    judge = Judge.load(base, TAXONOMY)
+    with torch.no_grad():
+        judge.model.lm_head.weight.fill_(float("nan"))
+    judge.save(tmp_path / "judge")
+    with pytest.raises(BrokenWeights, match="not finite"):
+        fit(tmp_path / "judge", artifacts(tmp_path, conditions=16), tmp_path / "out", steps=1)
+
+
+def test_pairs_of_crops_of_one_photograph_are_one_draw(tmp_path):
+    curated, _, pairs = artifacts(tmp_path, conditions=16)
+    rows = [json.loads(line) for line in (curated / "conditions.jsonl").read_text().splitlines()]
+    for row in rows[:8]:
+        row["truth"] = {"origin": "photo"}
+    (curated / "conditions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = pairs_of(pairs, "train")
+    known = {row["id"]: "photo" if row in rows[:8] else row["source_id"] for row in rows}
+    assert origins_of(curated, found) == [known[pair.condition_id] for pair in found]
+    assert "photo" in known.values() and len(set(known.values())) == 5

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from infra.stores.base import ArtifactRef, Version
+from models.errors import UnknownVersion
 from models.masks import make_mask
 from models.mini.scenes import render_scene
 from models.records import Condition, write_rows
@@ -96,6 +97,7 @@ def _evaluation(folder: Path, curated: Path, rng: np.random.Generator) -> None:
                         split="test",
                         condition_id=key,
                         source_id=f"s{seed}",
+                        origin=f"s{seed}",
                         task=task.name,
                         kind=kind,
                         prompt=prompt,
@@ -277,6 +279,19 @@ def test_what_is_not_finite_becomes_null_and_text_is_escaped(folders: dict[str, 
     report = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert report["gates"][0]["measure"] is None
     assert "<b>figures" not in page.read_text()
+
+
+def test_a_report_that_is_cut_leaves_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    given = {"versions": _versions(folders), "run": _run(), "taxonomy": TAXONOMY}
+    cut = {**folders, "evaluation": tmp_path / "cut"}  # the page, written last, cannot be drawn without its pictures
+    cut["evaluation"].mkdir()
+    (cut["evaluation"] / "metrics.json").write_text((folders["evaluation"] / "metrics.json").read_text())
+    (cut["evaluation"] / "items.jsonl").write_text((folders["evaluation"] / "items.jsonl").read_text())
+    with pytest.raises(UnknownVersion):
+        write_report(tmp_path / "reports" / "1", folders=cut, **given)
+    assert list((tmp_path / "reports").iterdir()) == []
+    write_report(tmp_path / "reports" / "1", folders=folders, **given)
+    assert [path.name for path in (tmp_path / "reports").iterdir()] == ["1"]
 
 
 def test_large_pictures_are_shown_small(folders: dict[str, Path], tmp_path: Path) -> None:
