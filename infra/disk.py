@@ -1,9 +1,4 @@
-"""Whether an error means a full disk, whoever raised it.
-
-    except Exception as error:
-        if no_space(error):
-            raise DiskFull(...) from error
-"""
+"""Whether an error means a full disk, whoever raised it: `if no_space(error): raise DiskFull(...) from error`."""
 
 from __future__ import annotations
 

@@ -3,14 +3,17 @@
     pretrain_mini(PretrainConfig(), out, Progress(print), Taxonomy.load())
 
 Writes `out/flux-fill/` and `out/judge/` in the layouts of FLUX.1-Fill-dev and Qwen2.5-VL-7B-Instruct, in float16, and
-`out/recipe.json` with configuration, figures and durations. Parts already in `out` are kept, so an interrupted run goes on.
+`out/recipe.json` with configuration, figures and durations. A part is there whole or not at all, and parts already in `out`
+are kept, so an interrupted run goes on.
 The shipped weights are an output of this recipe; they are not rebuilt elsewhere, because floats differ between processors.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from pydantic import Field
 
 from infra.progress import Progress
 from models.config import OpConfig
-from models.flux_fill.loading import load_pipeline
+from models.flux_fill.loading import forget_origin, load_pipeline
 from models.mini.build import build_flux_fill
 from models.mini.scenes import WORDS
 from models.taxonomy import Taxonomy
@@ -28,6 +31,9 @@ from ops.pretrain_judge import make_bank, pretrain_judge
 from ops.pretrain_policy import encode_pool, pretrain_policy, requests
 from ops.pretrain_vae import pretrain_vae
 
+RECIPE = "recipe.json"
+PARTS = {"vae": "vae", "policy": "flux-fill", "judge": "judge"}  # and their folders
+DRAFT = "draft"
 NEGATIVES = ("nsfw", "blurry", "low quality", "")
 
 
@@ -48,40 +54,51 @@ class PretrainConfig(OpConfig):
     seed: int = Field(0, description="seed of every draw (ours)")
 
 
+def resumable(out: Path) -> bool:
+    """Whether nothing in the folder `out` is foreign to this recipe: it is empty, or an interrupted run left it."""
+    return {path.name for path in out.iterdir()} <= {RECIPE, DRAFT, *PARTS.values()}
+
+
 def pretrain_mini(config: PretrainConfig, out: Path, progress: Progress, taxonomy: Taxonomy) -> dict[str, Any]:
     """Run the whole recipe (about an hour on two cores) and return what `recipe.json` holds."""
     out.mkdir(parents=True, exist_ok=True)
     recipe: dict[str, Any] = {"config": config.model_dump(), "taxonomy": taxonomy.digest(), "torch": torch.__version__, "figures": {}}
-    place = out / "recipe.json"
+    place, draft = out / RECIPE, out / DRAFT
     if place.exists():
         recipe["figures"] = json.loads(place.read_text())["figures"]
 
-    def part(name: str, done: bool, work: Any) -> None:
-        if done:
+    def part(name: str, work: Callable[[Path], dict[str, float]]) -> None:
+        """Let `work` fill the draft, which becomes the part once its figures are recorded: a part in its place needs nothing more."""
+        if (out / PARTS[name]).exists() or (name == "vae" and (out / PARTS["policy"]).exists()):  # the policy's folder holds the vae
             progress.say(f"pretrain {name}: kept from an earlier run")
             return
         start = time.monotonic()
-        figures = work()
-        recipe["figures"][name] = {**figures, "seconds": round(time.monotonic() - start)}
-        place.write_text(json.dumps(recipe, indent=2) + "\n")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        recipe["figures"][name] = {**work(draft), "seconds": round(time.monotonic() - start)}
+        record = draft / RECIPE
+        record.write_text(json.dumps(recipe, indent=2) + "\n")
+        record.replace(place)
+        draft.replace(out / PARTS[name])
 
-    part("vae", (out / "vae" / "config.json").exists(), lambda: _vae(config, out, progress))
-    part("policy", (out / "flux-fill" / "model_index.json").exists(), lambda: _policy(config, out, progress, taxonomy))
-    part("judge", (out / "judge" / "config.json").exists(), lambda: _judge(config, out, progress, taxonomy))
+    part("vae", lambda folder: _vae(config, folder, progress))
+    part("policy", lambda folder: _policy(config, out / PARTS["vae"], folder, progress, taxonomy))
+    part("judge", lambda folder: _judge(config, out / PARTS["policy"], folder, progress, taxonomy))
     return recipe
 
 
 def _vae(config: PretrainConfig, out: Path, progress: Progress) -> dict[str, float]:
     vae, figures = pretrain_vae(config.vae_steps, config.vae_batch, config.vae_learning_rate, config.seed, progress)
-    vae.save_pretrained(out / "vae")
+    vae.save_pretrained(out)
     return figures
 
 
-def _policy(config: PretrainConfig, out: Path, progress: Progress, taxonomy: Taxonomy) -> dict[str, float]:
+def _policy(config: PretrainConfig, vae: Path, out: Path, progress: Progress, taxonomy: Taxonomy) -> dict[str, float]:
     torch.manual_seed(config.seed)
-    texts = sorted({prompt for _, _, prompt in requests(taxonomy, 2000, seed=5)} | {f'the word "{word}"' for word in WORDS} | set(NEGATIVES))
+    asked = {prompt for _, _, prompt in requests(taxonomy, 2000, seed=5)}
+    texts = sorted(asked | {f'the word "{word}"' for word in WORDS} | set(NEGATIVES))
     pipe = build_flux_fill(texts)
-    pipe.vae = AutoencoderKL.from_pretrained(out / "vae")
+    pipe.vae = AutoencoderKL.from_pretrained(vae)
     pool = encode_pool(pipe, taxonomy, config.requests, config.seed, progress)
     figures = pretrain_policy(
         pipe,
@@ -92,12 +109,13 @@ def _policy(config: PretrainConfig, out: Path, progress: Progress, taxonomy: Tax
         seed=config.seed,
         progress=progress,
     )
-    FluxFillPipeline(**pipe.components).to(dtype=torch.float16).save_pretrained(out / "flux-fill")
+    FluxFillPipeline(**pipe.components).to(dtype=torch.float16).save_pretrained(out)
+    forget_origin(out)
     return figures
 
 
-def _judge(config: PretrainConfig, out: Path, progress: Progress, taxonomy: Taxonomy) -> dict[str, float]:
-    bank = make_bank(load_pipeline(out / "flux-fill"), taxonomy, config.judge_requests, config.seed, progress)
+def _judge(config: PretrainConfig, flux: Path, out: Path, progress: Progress, taxonomy: Taxonomy) -> dict[str, float]:
+    bank = make_bank(load_pipeline(flux), taxonomy, config.judge_requests, config.seed, progress)
     judge, figures = pretrain_judge(
         taxonomy,
         bank,
@@ -108,5 +126,5 @@ def _judge(config: PretrainConfig, out: Path, progress: Progress, taxonomy: Taxo
         progress=progress,
     )
     judge.model.to(torch.float16)
-    judge.save(out / "judge")
+    judge.save(out)
     return figures

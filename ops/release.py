@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import pydantic
 import torch
-from diffusers import FluxFillPipeline
 import yaml
+from diffusers import FluxFillPipeline
 from huggingface_hub.repocard import metadata_load
 
 from infra.progress import Progress

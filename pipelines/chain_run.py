@@ -108,9 +108,17 @@ def _failure(events: Sequence[dg.DagsterEvent]) -> tuple[Ending, str]:
         for error in raised:
             name = error.cls_name or ""
             if not name.startswith("Dagster"):  # Dagster's own is the wrapping
-                text = error.message.strip().split("\n")[0].rsplit(f"{name}: ", 1)[-1]
-                return ("refused" if name == GateRefused.__name__ else "failed"), f"{event.step_key}: {text}"
+                return ("refused" if name == GateRefused.__name__ else "failed"), f"{event.step_key}: {_one_line(name, error.message)}"
     return "failed", "the run ended without saying why; see the log in `onereward dev`"
+
+
+def _one_line(name: str, message: str) -> str:
+    """An error on one line: its first, which names the thing, and its last, which holds the remedy; between them a library's prose."""
+    lines = [line.strip() for line in message.strip().split("\n") if line.strip()]
+    if not lines:
+        return name
+    first = lines[0].split(f"{name}: ", 1)[-1]  # behind the class's name, with or without its module
+    return first if len(lines) == 1 else f"{first} ... {lines[-1]}"
 
 
 def _causes(error: Any) -> Iterator[Any]:

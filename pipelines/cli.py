@@ -191,16 +191,16 @@ def rollback(
 
 @app.command("pretrain-mini")
 def pretrain_mini_command(
-    out: Annotated[Path, typer.Option(help="An empty or absent folder for the mini base weights.")] = Path("data/mini"),
+    out: Annotated[Path, typer.Option(help="Folder for the weights: absent, empty, or of an interrupted run.")] = Path("data/mini"),
 ) -> None:
     """Train the mini preset's base weights from nothing (they are shipped; this is their recipe)."""
     from infra.progress import Progress
     from models.taxonomy import Taxonomy
-    from ops.pretrain_mini import PretrainConfig, pretrain_mini
+    from ops.pretrain_mini import PretrainConfig, pretrain_mini, resumable
 
     out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty.", "Name another folder with --out, or move this one away.")
+    if not resumable(out):
+        raise ConfigError(f"{out} is not empty and not of an interrupted run.", "Name another folder with --out, or move this one away.")
     pretrain_mini(PretrainConfig(), out, Progress(print), Taxonomy.load())
     print(out)
 

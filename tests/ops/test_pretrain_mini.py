@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from infra.data import ensure_data
 from infra.progress import Progress
 from models.flux_fill.loading import load_pipeline
 from models.judge import Judge
 from models.taxonomy import Taxonomy
-from ops.pretrain_mini import PretrainConfig, pretrain_mini
+from ops.pretrain_mini import PretrainConfig, pretrain_mini, resumable
 from ops.pretrain_policy import requests
 from ops.pretrain_vae import BASE_SCENES, base_pictures, reconstruction_psnr
 
@@ -31,6 +32,24 @@ def test_the_recipe_makes_loadable_weights_and_keeps_finished_parts(tmp_path):
     lines: list[str] = []
     again = pretrain_mini(TOY, tmp_path, Progress(lines.append), TAXONOMY)
     assert again["figures"] == recipe["figures"] and len(lines) == 3 and all("kept" in line for line in lines)
+
+
+def test_an_interrupted_recipe_goes_on_and_half_a_part_is_made_again(tmp_path, monkeypatch):
+    save = AutoencoderKL.save_pretrained
+
+    def cut(model, folder):
+        save(model, folder)
+        next(Path(folder).glob("*.safetensors")).unlink()  # config.json is there, the weights are not
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AutoencoderKL, "save_pretrained", cut)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_mini(TOY, tmp_path, Progress(), TAXONOMY)
+    assert resumable(tmp_path) and not (tmp_path / "vae").exists()
+    monkeypatch.undo()
+    pretrain_mini(TOY, tmp_path, Progress(), TAXONOMY)
+    load_pipeline(tmp_path / "flux-fill")
+    assert {path.name for path in tmp_path.iterdir()} == {"vae", "flux-fill", "judge", "recipe.json"}
 
 
 def test_requests_cover_every_task_by_its_share():

@@ -73,6 +73,13 @@ def test_missing_weights_end_a_run_with_their_remedy(onereward: Command, toy: Ca
     assert {version.ref.name for version in Workspace.from_env(home).store.versions()} == {"source_images"}
 
 
+def test_an_error_of_many_lines_ends_a_run_with_its_remedy_on_one(onereward: Command, toy: Callable[..., Path]) -> None:
+    preset = toy(source_images={"path": "no\nsuch\nfolder"})
+    code, _, err = onereward("run", "--preset", str(preset))
+    assert code == 1 and err.startswith("error: source_images: ") and err.count("\n") == 1
+    assert "no ... folder does not exist. Give a folder of images or a JSONL manifest." in err
+
+
 def test_edit_keeps_what_is_outside_the_mask(onereward: Command, toy: Callable[..., Path], tmp_path: Path) -> None:
     image, mask, out = picture(tmp_path / "image.png"), masked(tmp_path / "mask.png"), tmp_path / "out.png"
     arguments = ["edit", str(image), str(mask), "--task", "remove", "--from", "base", "--steps", "1", "--out", str(out)]
@@ -142,6 +149,14 @@ def test_pretraining_never_writes_over_weights(onereward: Command, tmp_path: Pat
     (tmp_path / "flux").mkdir()
     code, _, err = onereward("pretrain-mini", "--out", str(tmp_path))
     assert code == 1 and "is not empty" in err
+
+
+def test_pretraining_goes_on_where_it_was_interrupted(onereward: Command, tmp_path: Path) -> None:
+    for name in ("flux-fill", "judge"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    (tmp_path / "out" / "recipe.json").write_text('{"figures": {}}')
+    code, out, err = onereward("pretrain-mini", "--out", str(tmp_path / "out"))
+    assert code == 0 and out.count("kept from an earlier run") == 3, err
 
 
 def test_doctor_gives_a_remedy_for_everything_it_finds(onereward: Command, toy: Callable[..., Path]) -> None:
