@@ -108,7 +108,7 @@ def ask(
 
 
 def origins_of(curated: Path, pairs: Sequence[Pair]) -> list[str]:
-    """What each pair's image is cut from, a photograph or a scene. Raises BadManifest for a pair whose condition is not in the curated data."""
+    """What each pair's image is cut from, a photograph or a scene. Raises BadManifest for a pair without its condition."""
     known = {condition.id: condition.origin for condition in read_rows(curated / "conditions.jsonl", Condition)}
     if lost := [pair.condition_id for pair in pairs if pair.condition_id not in known]:
         raise BadManifest(

@@ -69,7 +69,8 @@ def test_plots_are_small_and_repeat_byte_for_byte(tmp_path: Path) -> None:
 def test_pyplot_is_never_loaded() -> None:
     import subprocess
 
-    code = "import sys, ops.pictures as p; p.svg(p.curves({'a': ([0, 1], [0, 1])}, x='x', y='y')); sys.exit('matplotlib.pyplot' in sys.modules)"
+    draw = "import sys, ops.pictures as p; p.svg(p.curves({'a': ([0, 1], [0, 1])}, x='x', y='y'))"
+    code = f"{draw}; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
