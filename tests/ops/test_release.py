@@ -41,6 +41,7 @@ def evaluation_of(policy: Path, folder: Path) -> Path:
                     split="test",
                     condition_id=f"c{index}",
                     source_id=f"s{index}",
+                    origin=f"s{index}",
                     task="remove",
                     kind="scene" if index < 4 else "photo",
                     prompt="remove",
