@@ -1,6 +1,6 @@
 """One edit with a released policy or the base: image, mask and prompt in, picture out.
 
-    edit(EditConfig(), Path("data/mini/flux"), Path("photo.png"), Path("mask.png"), prompt="a red circle")
+    edit(EditConfig(), Path("data/mini/flux-fill"), Path("photo.png"), Path("mask.png"), prompt="a red circle")
 
 Settings default to the authors' demos. Outside the mask the source's own pixels are kept.
 """

@@ -2,7 +2,7 @@
 
     generate(GenerateConfig(), base, curated, out, Progress(print), Taxonomy.load())
 
-Every drawn value is stored with its candidate, so `regenerate` of any one candidate is possible from its row alone.
+Every drawn value is stored with its candidate, so any one candidate can be made again from its row alone.
 """
 
 from __future__ import annotations
