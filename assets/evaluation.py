@@ -38,7 +38,7 @@ def evaluation(work: Work) -> dict[str, Any]:
         work.flux,
         inputs["curated_dataset"],
         inputs["reward_model"],
-        {name.removeprefix("policy-"): inputs[name] for name in policy.artifacts if name in inputs},
+        {mode: inputs[name] for mode, name in zip(policy.modes, policy.artifacts, strict=True) if name in inputs},
         work.out,
         work.progress,
         taxonomy=work.taxonomy,

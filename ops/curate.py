@@ -13,7 +13,7 @@ import json
 import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -27,14 +27,13 @@ from models.conditions import Made, make_condition
 from models.config import OpConfig
 from models.errors import NotEnoughData
 from models.images import to_tensor
-from models.records import Condition, Source, Split, read_rows, write_rows
+from models.records import SPLITS, Condition, Source, Split, read_rows, write_rows
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Task, Taxonomy
 from ops.embed import Embedder
 from ops.folders import save_picture, write_metrics
 from ops.pictures import grid, overlay
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 EMBED_BATCH = 32
 EXAMPLES = 3  # rows of the example picture
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from models.config import OpConfig
+from models.device import default_device
 from models.errors import ConfigError
 from models.flux_fill.loading import load_pipeline, load_transformer
 from models.images import paste, to_mask, to_pil, to_tensor
@@ -61,6 +62,7 @@ def edit(
     pipe = load_pipeline(base)
     if policy is not None:
         pipe.transformer = load_transformer(base, policy)
+    pipe.to(default_device())
     made = pipe(
         prompt=prompt,
         image=source,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from torch import Tensor
 from infra.progress import Progress
 from infra.stores.base import directory_digest
 from models.config import OpConfig
+from models.device import default_device
 from models.errors import NotEnoughData
 from models.flux_fill.loading import load_pipeline, load_transformer
 from models.flux_fill.sampler import Encoded, Sampler
@@ -39,13 +39,13 @@ from models.mini.measures import measure
 from models.records import Condition, Pair, read_rows
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
-from ops.folders import read_metrics, save_picture, write_metrics
+from ops.folders import save_picture, write_metrics
 from ops.judge_accuracy import judge_accuracy
 from ops.pictures import grid, overlay, table
+from ops.policy_health import preservation, shown_pasted
 from ops.win_rates import BASE, PRODUCTION, SCENE, Item, recompute, win_rate_plot, write_items
 
 RAW = ".raw"  # behind the key of an edit before it was pasted, kept where the judge was fitted to such
-MOST_PSNR = 100.0  # dB; a copy without any error would be infinite, which JSON cannot hold
 
 
 class EvaluateConfig(OpConfig):
@@ -114,7 +114,7 @@ def evaluate(
     shards = ShardReader(curated)
     jobs = _jobs(config, curated, shards, taxonomy, chosen=len(policies) > 1)
     with torch.inference_mode():
-        psnr = _sample(config, base, contestants, jobs, out, progress, keep_raw=not _pastes(judge))
+        psnr = _sample(config, base, contestants, jobs, out, progress, keep_raw=not shown_pasted(judge))
         edits = ShardReader(out)
         opinions = _judge(config, judge, list(contestants), jobs, edits, taxonomy, progress)
     digests = {name: directory_digest(folder or base)[0] for name, folder in contestants.items()}
@@ -194,10 +194,6 @@ def _batches(jobs: Iterable[_Job], size: int, by: Callable[[_Job], Hashable]) ->
     return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _transformer(base: Path, folder: Path | None, dtype: torch.dtype) -> FluxTransformer2DModel:
     """The base's transformer, a policy artifact's, or that of a release, which is a pipeline of its own."""
     if folder and (folder / "model").is_dir():
@@ -217,14 +213,14 @@ def _sample(
 ) -> dict[str, float]:
     """Let every contestant edit every job; edits go to the shards of `out`. Returns the preservation PSNR per edit key."""
     dtype = getattr(torch, config.dtype)
-    sampler = Sampler(load_pipeline(base, dtype).to(_device()))
+    sampler = Sampler(load_pipeline(base, dtype).to(default_device()))
     batches = _batches(jobs, config.batch_size, by=lambda job: (job.condition.split, job.image.shape))
     psnr: dict[str, float] = {}
     encoded: dict[int, Encoded] = {}  # the same for every contestant
     total = sum(len(jobs) if name != PRODUCTION else sum(j.condition.split == config.split for j in jobs) for name in contestants)
     with ShardWriter(out) as writer, progress.bar("evaluation: edits", total, "image") as bar:
         for name, folder in contestants.items():
-            transformer = _transformer(base, folder, dtype).to(_device()).eval()
+            transformer = _transformer(base, folder, dtype).to(default_device()).eval()
             for index, batch in enumerate(batches):
                 if name == PRODUCTION and batch[0].condition.split != config.split:
                     continue  # production is not one of the modes to choose from
@@ -252,26 +248,13 @@ def _encode(config: EvaluateConfig, sampler: Sampler, batch: list[_Job]) -> Enco
     images, masks = torch.stack([job.image for job in batch]), torch.stack([job.mask for job in batch])
     prompts: list[str] = [job.condition.prompt for job in batch]
     negatives: list[str | None] | None = [config.negative_prompt] * len(batch) if config.true_cfg > 1 else None
-    return sampler.encode(images.to(_device()), masks.to(_device()), prompts, negatives)
-
-
-def preservation(image: Tensor, source: Tensor, mask: Tensor) -> float:
-    """PSNR in dB (at most 100) of [3, H, W] images over the pixels outside the mask [1, H, W]."""
-    kept = 1 - mask
-    error = ((image - source) ** 2 * kept).sum().item() / (3 * kept.sum().item())
-    return MOST_PSNR if error <= 0 else min(MOST_PSNR, -10 * math.log10(error))
+    return sampler.encode(images.to(default_device()), masks.to(default_device()), prompts, negatives)
 
 
 def _load_judge(config: EvaluateConfig, folder: Path, taxonomy: Taxonomy) -> Judge:
-    """The judge of a reward_model artifact, or of a judge's own folder."""
-    judge = Judge.load(folder / "model" if (folder / "model").is_dir() else folder, taxonomy, getattr(torch, config.dtype))
-    judge.model.to(_device())
+    judge = Judge.load(folder, taxonomy, getattr(torch, config.dtype))
+    judge.model.to(default_device())
     return judge
-
-
-def _pastes(folder: Path) -> bool:
-    """Whether the judge was fitted to pictures pasted into their source; it must be shown the same kind. A base judge knows neither."""
-    return not (folder / "metrics.json").exists() or bool(read_metrics(folder)["paste_source"])
 
 
 def _judge(
@@ -284,7 +267,7 @@ def _judge(
     progress: Progress,
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Edit key -> opponent -> dimension -> [P(Yes | edit, opponent), P(Yes | opponent, edit)] of every mode against base and production."""
-    judge, kind = _load_judge(config, folder, taxonomy), "" if _pastes(folder) else RAW
+    judge, kind = _load_judge(config, folder, taxonomy), "" if shown_pasted(folder) else RAW
     modes = [name for name in names if name not in (BASE, PRODUCTION)]
     opinions: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
     batches = _batches(jobs, config.batch_size, by=lambda job: (job.condition.split, job.condition.task, job.image.shape))
@@ -342,7 +325,7 @@ def _judge_accuracy(
                 candidates,
                 batch_size=config.batch_size,
                 progress=progress,
-                paste_source=_pastes(judges["judge"]),
+                paste_source=shown_pasted(judges["judge"]),
             )
             file.writelines(json.dumps({"judge": name, **row}, sort_keys=True) + "\n" for row in found[name].pop("rows"))
     nothing: dict[str, Any] = {"mean_accuracy": None, "lo": None, "hi": None, "order_consistency": None, "n": 0, "cells": []}

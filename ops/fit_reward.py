@@ -24,6 +24,7 @@ from torch import Tensor
 
 from infra.progress import Progress
 from models.config import OpConfig
+from models.device import default_device
 from models.errors import BrokenWeights, NotEnoughData
 from models.judge import Judge, pair_loss
 from models.records import Pair, read_rows
@@ -88,7 +89,7 @@ def fit_reward(
     validation = _pick(rows, "validation", config.max_validation_pairs, config.seed)
     origins_of(curated, train)  # fail before training when the artifacts do not belong together
     judge = Judge.load(base_judge, taxonomy, getattr(torch, config.dtype))
-    judge.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    judge.model.to(default_device())
     if config.gradient_checkpointing:
         judge.model.activation_checkpointing_enable()
     fit = _Fit(config, judge, taxonomy, PairImages(curated, candidates, config.paste_source), validation, progress)

@@ -18,14 +18,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pydantic
 
 from infra.stores.base import ArtifactRef, ArtifactStore, directory_digest
 from models.config import OpConfig
 from models.errors import ConfigError, ExportError, GateRefused, UnknownVersion
-from models.records import Condition, Split, read_rows
+from models.records import SPLITS, Condition, read_rows
 from ops.folders import read_metrics
 
 EVIDENCE_PREFIX = "gates-"
@@ -119,7 +119,7 @@ def check_curated(folder: Path, metrics: Metrics, config: GateConfig) -> list[Ga
         splits.setdefault(row.source_id, set()).add(row.split)
     leaked = sorted({source for source, found in splits.items() if len(found) > 1} | set(leaked_sources(folder)))
     counts = Counter(row.split for row in rows)
-    smallest = min(get_args(Split), key=lambda split: counts[split])
+    smallest = min(SPLITS, key=lambda split: counts[split])
     shown = f": {', '.join(leaked[:3])}" if leaked else ""
     return [
         _at_most("split_leak", float(len(leaked)), 0, f"source images in more than one split{shown}"),
@@ -132,7 +132,7 @@ def check_pairs(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate
     cells = _rows(metrics, "cells")
     shares = {f"{cell.get('task')}, {cell.get('dimension')}": _number(cell, "dropped_share") for cell in cells}
     worst = max(shares, key=lambda cell: _or(shares[cell], math.inf), default="no cell")
-    weights = [sum(_or(_number(cell, f"n_{split}"), 0.0) for split in get_args(Split)) for cell in cells]
+    weights = [sum(_or(_number(cell, f"n_{split}"), 0.0) for split in SPLITS) for cell in cells]
     firsts = [_number(cell, "first_wins_share") for cell in cells]
     held = [(weight, first) for weight, first in zip(weights, firsts, strict=True) if weight]
     deviation = None

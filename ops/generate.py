@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from infra.progress import Progress
 from models.config import OpConfig
+from models.device import default_device
 from models.errors import NotEnoughData
 from models.flux_fill.loading import load_pipeline
 from models.flux_fill.sampler import Sampler
@@ -73,7 +74,7 @@ def generate(
         raise NotEnoughData(f"{curated} holds no conditions.", "Curate more source images.")
     for condition in conditions:
         taxonomy.task(condition.task)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     pipe = load_pipeline(base, getattr(torch, config.dtype)).to(device)
     rows = [row for condition in conditions for row in _draw(config, condition, type(pipe.scheduler).__name__, model_digest)]
     shards, sampler = ShardReader(curated), Sampler(pipe)

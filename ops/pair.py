@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pydantic
 from matplotlib.figure import Figure
@@ -20,12 +20,10 @@ from matplotlib.figure import Figure
 from infra.progress import Progress
 from models.config import OpConfig
 from models.errors import BadLabel, NotEnoughData
-from models.records import Candidate, Condition, Pair, Preference, Split, read_rows, write_rows
+from models.records import SPLITS, Candidate, Condition, Pair, Preference, read_rows, write_rows
 from models.taxonomy import Taxonomy
 from ops.folders import save_picture, write_metrics
 from ops.pictures import INK, LINE, SERIES
-
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class PairConfig(OpConfig):

@@ -17,11 +17,11 @@ from models.images import to_mask, to_pil, to_tensor
 from models.records import Condition
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
-from ops.evaluate import preservation
 from ops.folders import read_metrics, save_picture
 from ops.pictures import curves, grid, overlay
 
 SHOWN = 6  # ours: conditions in the before-and-after picture
+MOST_PSNR = 100.0  # dB; a copy without any error would be infinite, which JSON cannot hold
 
 
 def rewarded_dimensions(taxonomy: Taxonomy, judge: Path, least: float) -> dict[str, tuple[str, ...]]:
@@ -36,8 +36,15 @@ def rewarded_dimensions(taxonomy: Taxonomy, judge: Path, least: float) -> dict[s
 
 
 def shown_pasted(judge: Path) -> bool:
-    """Was this judge fitted on edits pasted into their source? The policy must be judged on the same kind of picture. A base judge: yes."""
+    """Was this judge fitted on edits pasted into their source? It must be shown the same kind. A base judge knows neither: yes."""
     return bool(read_metrics(judge).get("paste_source", True)) if (judge / "metrics.json").exists() else True
+
+
+def preservation(image: Tensor, source: Tensor, mask: Tensor) -> float:
+    """PSNR in dB (at most 100) of [3, H, W] images over the pixels outside the mask [1, H, W]."""
+    kept = 1 - mask
+    error = ((image - source) ** 2 * kept).sum().item() / (3 * kept.sum().item())
+    return MOST_PSNR if error <= 0 else min(MOST_PSNR, -10 * math.log10(error))
 
 
 @torch.no_grad()

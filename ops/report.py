@@ -20,7 +20,8 @@ from typing import Any
 from infra.stores.base import Version
 from models.taxonomy import Taxonomy
 from ops.folders import read_metrics
-from ops.report_page import POLICY, render_page
+from ops.gate import POLICY_PREFIX
+from ops.report_page import render_page
 
 RECORDS = {
     "items.jsonl": ("evaluation", "items.jsonl"),
@@ -119,7 +120,7 @@ def _without_infinities(value: Any) -> Any:
 
 def _copy_records(out: Path, folders: Mapping[str, Path]) -> None:
     wanted = dict(RECORDS)
-    wanted |= {f"{name}-curve.jsonl": (name, "curve.jsonl") for name in folders if name.startswith(POLICY)}
+    wanted |= {f"{name}-curve.jsonl": (name, "curve.jsonl") for name in folders if name.startswith(POLICY_PREFIX)}
     for target, (name, source) in wanted.items():
         if name in folders and (folders[name] / source).exists():
             shutil.copyfile(folders[name] / source, out / target)

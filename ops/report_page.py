@@ -14,10 +14,10 @@ from PIL import Image
 
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
+from ops.gate import POLICY_PREFIX
 from ops.pictures import curves, overlay, svg
 from ops.win_rates import BASE, Item, duels, read_items, win_rate_plot
 
-POLICY = "policy-"  # artifact names are this and the reference mode
 EXAMPLES = 3  # ours: rows of pictures per task
 THUMB_PX = 256  # ours: longer side of a picture on the page
 ROW_PX, FIRST_PX = 46, 23  # height of a row of the lineage, and where its first dot is: the template's CSS says the same
@@ -91,8 +91,8 @@ def _charts(facts: dict[str, Any], folders: Mapping[str, Path], taxonomy: Taxono
         charts["wins"] = svg(win_rate_plot(facts["policy"], taxonomy))
     rewards = {}
     for name, folder in sorted(folders.items()):  # by name, as in the plot of win rates: a mode keeps its colour
-        if name.startswith(POLICY) and (rows := _lines(folder / "curve.jsonl")):
-            rewards[name.removeprefix(POLICY)] = ([row["step"] for row in rows], [row["reward"] for row in rows])
+        if name.startswith(POLICY_PREFIX) and (rows := _lines(folder / "curve.jsonl")):
+            rewards[name.removeprefix(POLICY_PREFIX)] = ([row["step"] for row in rows], [row["reward"] for row in rows])
     if rewards:
         longest = max(len(steps) for steps, _ in rewards.values())
         smooth = max(1, longest // 12)

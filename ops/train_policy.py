@@ -129,7 +129,7 @@ class Trainer:
         self.policy, self.parameters = trainable(pipe.transformer.eval(), lora_rank=config.lora_rank, lora_alpha=config.lora_alpha)
         for parameter in self.parameters.values():
             parameter.data = parameter.data.float()  # optimizer steps of 1e-5 vanish in bfloat16
-        self.judge = Judge.load(judge / "model" if (judge / "model").is_dir() else judge, taxonomy, dtype)
+        self.judge = Judge.load(judge, taxonomy, dtype)
         self.judge.model.to(device).requires_grad_(False)
         self.paste_source = shown_pasted(judge)
         self.base = Shadow(self.parameters)  # the start, for the health figures

@@ -11,6 +11,7 @@ from infra.data import ensure_data, weights
 from infra.stores.base import ArtifactStore
 from infra.workspace import Workspace
 from models.errors import ConfigError, UnknownVersion
+from ops.gate import POLICY_PREFIX
 from ops.promote import RELEASE, STAGES
 
 
@@ -55,7 +56,7 @@ def editor(settings: Settings, workspace: Workspace, source: str) -> tuple[Path,
     ref = workspace.store.version(source).ref
     if ref.name == RELEASE:
         return workspace.store.get(ref) / "model", None
-    if not ref.name.startswith("policy-"):
+    if not ref.name.startswith(POLICY_PREFIX):
         raise ConfigError(f"{source} is a version of {ref.name}, which edits nothing.", "Name a release or a policy.")
     return base_pipeline(settings), workspace.store.get(ref)
 

@@ -58,8 +58,11 @@ class Judge:
 
     @classmethod
     def load(cls, path: str | Path, taxonomy: Taxonomy, dtype: torch.dtype = torch.float32) -> Judge:
-        """Read a local folder in the layout of Qwen2.5-VL-7B-Instruct. Raises MissingWeights and BrokenWeights."""
-        folder = Path(path)
+        """Read a local folder in the layout of Qwen2.5-VL-7B-Instruct, or a reward model, which holds one in `model/`.
+
+        Raises MissingWeights and BrokenWeights.
+        """
+        folder = Path(path) / "model" if (Path(path) / "model").is_dir() else Path(path)
         remedy = "Give the folder of a Qwen2.5-VL download (hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir ...) or of a reward model."
         if not folder.is_dir():
             raise MissingWeights(f"There is no judge folder {folder}.", remedy)

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from infra.progress import Progress
-from models.conditions import make_condition
 from models.errors import NotEnoughData
 from models.flux_fill.loading import load_transformer
 from models.images import to_mask, to_tensor
@@ -22,7 +21,9 @@ from models.mini.scenes import render_scene
 from models.records import Candidate, Condition, Pair, read_rows, write_rows
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
-from ops.evaluate import EvaluateConfig, evaluate, preservation
+from ops.evaluate import EvaluateConfig, evaluate
+from ops.policy_health import preservation
+from ops.pretrain_policy import scene_request
 from ops.win_rates import Item, choose, read_items, recompute
 from tests.models.tiny import save_tiny_flux
 
@@ -40,17 +41,7 @@ def _curated(folder: Path) -> Path:
             for split, kind in [("test", "scene"), ("test", "scene"), ("test", "photo"), ("validation", "scene")]:
                 seed = next(taken)
                 scene = render_scene(seed)
-                made = make_condition(
-                    task,
-                    scene.image,
-                    clean=scene.clean,
-                    object_mask=scene.object_mask,
-                    words_mask=scene.words_mask,
-                    caption=scene.caption,
-                    words=scene.words,
-                    truth=scene.truth,
-                    rng=rng,
-                )
+                made = scene_request(task, scene, rng)
                 assert made is not None and made.target is not None
                 key = f"{task.name}-{seed}"
                 row = {"id": key, "source_id": f"s{seed}", "task": task.name, "prompt": made.prompt, "split": split, "kind": kind}
