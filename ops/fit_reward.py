@@ -94,8 +94,8 @@ def fit_reward(
         judge.model.activation_checkpointing_enable()
     fit = _Fit(config, judge, taxonomy, PairImages(curated, candidates, config.paste_source), validation, progress)
     fit.run(train)
-    metrics, figures = _report(fit, len(train), origins_of(curated, validation))
     fit.save(out)
+    metrics, figures = _report(fit, len(train), origins_of(curated, validation))
     _write_lines(out / "curve.jsonl", fit.curve)
     _write_lines(out / "accuracy.jsonl", figures)
     _draw(out, metrics, fit.curve)
@@ -125,7 +125,7 @@ def _batches(pairs: Sequence[Pair], size: int, seed: int) -> Iterator[list[Pair]
 
 
 class _Fit:
-    """The training loop and its state: log-odds on the validation pairs of the untouched judge (`base_odds`) and of the best weights."""
+    """The training loop and its state: log-odds on the validation pairs of the untouched judge (`base_odds`) and of what is kept."""
 
     def __init__(
         self, config: FitRewardConfig, judge: Judge, taxonomy: Taxonomy, images: PairImages, validation: Sequence[Pair], progress: Progress
@@ -189,8 +189,7 @@ class _Fit:
 
     def _evaluate(self, loss: float | None) -> tuple[Tensor, Tensor]:
         """Add a point to the curve; keep weights and log-odds when they are the best so far."""
-        size = self.config.micro_batch or self.config.batch_size
-        odds = ask(self.judge, self.taxonomy, self.images, self.validation, batch_size=size, progress=Progress())
+        odds = self._ask()
         accuracy, held_out = mean_over_cells(self.validation, decisions(*odds)[0]), pair_loss(*odds).item()
         self.curve.append({"step": self.step, "loss": loss, "validation_loss": held_out, "accuracy": accuracy})
         if math.isfinite(held_out) and (accuracy, -held_out) > self.best:  # an answer of nan would count as undecided, half right
@@ -198,14 +197,20 @@ class _Fit:
             self.kept = {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights.items()}
         return odds
 
+    def _ask(self) -> tuple[Tensor, Tensor]:
+        """Log-odds of the judge as it is now on the validation pairs, in both orders."""
+        size = self.config.micro_batch or self.config.batch_size
+        return ask(self.judge, self.taxonomy, self.images, self.validation, batch_size=size, progress=Progress())
+
     def save(self, out: Path) -> None:
-        """Write adapter/ when LoRA, then model/ with the adapter merged in."""
+        """Write adapter/ when LoRA, then model/ with the adapter merged in; what is reported of a merged model is asked of it anew."""
         if self.adapted is not None:
             # the base's path on this machine must be neither in the artifact nor in its digest
             self.adapted.peft_config["default"].base_model_name_or_path = ""
             self.adapted.save_pretrained(str(out / "adapter"))
             (out / "adapter" / "README.md").unlink(missing_ok=True)  # peft's template of a model card, never filled in
             self.adapted.merge_and_unload()
+            self.best_odds = self._ask()  # bfloat16 rounds the merged weights: another judge than the one that was trained
         self.judge.save(out / "model")
 
 
@@ -220,7 +225,7 @@ def _report(fit: _Fit, pairs_train: int, origins: Sequence[str]) -> tuple[dict[s
     metrics = {
         **found,
         "base_mean_accuracy": mean_over_cells(pairs, base_right),
-        "base_order_consistency": sum(base_consistent) / len(pairs),
+        "base_order_consistency": mean_over_cells(pairs, base_consistent),
         "loss": pair_loss(*fit.best_odds).item(),
         "base_loss": pair_loss(*fit.base_odds).item(),
         "split": pairs[0].split,

@@ -5,7 +5,7 @@
 Every pair is put to the judge in both orders, and each order is one decision: P(Yes) above 1/2 with the winner first is right, below 1/2
 with the loser first is right, exactly 1/2 counts half. A pair's accuracy is the mean of its two decisions, so a judge that always prefers
 the first image scores 50%. `n` counts pairs; intervals are bootstrapped over origins, photographs or scenes (ops/statistics.py); means
-over cells, one cell per task and dimension, are unweighted. Order consistency is the share of pairs whose two orders name the same image.
+over cells, one cell per task and dimension, are unweighted. So is order consistency, the share of pairs whose two orders name one image.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def summarise(
         "mean_accuracy": overall.mean,
         "lo": overall.lo,
         "hi": overall.hi,
-        "order_consistency": sum(consistent) / len(consistent),
+        "order_consistency": mean_over_cells(pairs, consistent),
         "n": len(pairs),
         "cells": cells,
         "empty_cells": [list(cell) for cell in taxonomy.cells if cell not in filled],
@@ -187,8 +187,8 @@ def judge_accuracy(
     """Ask the judge about `pairs` (one or more) in both orders.
 
     Returns:
-        mean_accuracy (unweighted over cells) with lo and hi, order_consistency, n (pairs), cells [{task, dimension, n, accuracy, lo, hi}],
-        empty_cells [[task, dimension]] without a pair, rows (one per pair, `pair_rows`).
+        mean_accuracy (over cells) with lo and hi, order_consistency (over cells), n (pairs), cells [{task, dimension, n, accuracy, lo,
+        hi}], empty_cells [[task, dimension]] without a pair, rows (one per pair, `pair_rows`).
     """
     origins = origins_of(curated, pairs)
     odds = ask(judge, taxonomy, PairImages(curated, candidates, paste_source), pairs, batch_size=batch_size, progress=progress)

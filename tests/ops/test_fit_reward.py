@@ -16,7 +16,7 @@ from models.records import Condition, Pair, write_rows
 from models.shards import ShardWriter
 from models.taxonomy import Taxonomy
 from ops.fit_reward import FitRewardConfig, fit_reward
-from ops.judge_accuracy import PairImages, ask, both_orders, decisions, judge_accuracy, origins_of, summarise
+from ops.judge_accuracy import PairImages, ask, both_orders, decisions, judge_accuracy, mean_over_cells, origins_of, summarise
 from tests.models.tiny_judge import PROMPT, save_tiny_judge
 
 TAXONOMY = Taxonomy.load()
@@ -126,17 +126,14 @@ def test_the_sealed_test_split_confirms_it(fitted):
 
 
 def test_shuffled_labels_teach_nothing(base, tmp_path):
-    folders = artifacts(tmp_path, conditions=80, swap=1.0)
-    metrics = fit(base, folders, tmp_path / "out", steps=20)
-    test = judge_accuracy(
-        Judge.load(tmp_path / "out" / "model", TAXONOMY),
-        TAXONOMY,
-        pairs_of(folders[2], "test"),
-        *folders[:2],
-        batch_size=8,
-        progress=Progress(),
-    )
-    assert test["lo"] < 0.55 and metrics["mean_accuracy"] < 0.85
+    """On sealed pairs the judge of true labels is better than the one of shuffled labels beyond both intervals."""
+    sealed = {}
+    for name, swap in (("true", 0.0), ("shuffled", 1.0)):
+        folders = artifacts(tmp_path / name, conditions=160, swap=swap)
+        fit(base, folders, tmp_path / name / "out", steps=50, eval_every=25)
+        judge, pairs = Judge.load(tmp_path / name / "out", TAXONOMY), pairs_of(folders[2], "test")
+        sealed[name] = judge_accuracy(judge, TAXONOMY, pairs, *folders[:2], batch_size=8, progress=Progress())
+    assert sealed["true"]["lo"] > sealed["shuffled"]["hi"]
 
 
 def test_the_same_seed_gives_the_same_artifact(base, tmp_path):
@@ -159,6 +156,18 @@ def test_lora_is_merged_and_names_no_path(base, tmp_path):
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
     for path in (tmp_path / "out").rglob("*"):
         assert path.is_dir() or str(tmp_path.parent).encode() not in path.read_bytes(), path
+
+
+def test_figures_of_a_rounded_judge_are_those_of_what_is_stored(base, tmp_path):
+    """Merged into bfloat16, a LoRA is rounded: what is reported must be asked of the merged weights."""
+    folders = artifacts(tmp_path)
+    metrics = fit(base, folders, tmp_path / "out", steps=20, lora_rank=4, lora_alpha=8, learning_rate=1e-2, dtype="bfloat16")
+    assert metrics["best_step"] > 0
+    judge, pairs = Judge.load(tmp_path / "out", TAXONOMY, torch.bfloat16), pairs_of(folders[2], "validation")
+    odds = ask(judge, TAXONOMY, PairImages(*folders[:2]), pairs, batch_size=QUICK["batch_size"], progress=Progress())
+    rows = lines(tmp_path / "out" / "accuracy.jsonl")
+    assert odds[0].sigmoid().tolist() == pytest.approx([row["p_winner_first"] for row in rows], abs=1e-6)
+    assert metrics["mean_accuracy"] == pytest.approx(mean_over_cells(pairs, decisions(*odds)[0]))
 
 
 def test_gradients_of_micro_batches_add_up(base, tmp_path):
@@ -219,8 +228,15 @@ def test_means_over_cells_are_unweighted():
 
     pairs = [pair(i, CELLS[0]) for i in range(9)] + [pair(9, CELLS[1])]
     odds = torch.tensor([1.0] * 9 + [-1.0])
+    second_at_last = torch.full((10,), -1.0)  # the last pair's second image in both orders, all other pairs consistent
+    assert summarise(TAXONOMY, pairs, [f"s{i}" for i in range(10)], odds, second_at_last)["order_consistency"] == 0.5
     found = summarise(TAXONOMY, pairs, [f"s{i}" for i in range(10)], odds, -odds)
-    assert found["mean_accuracy"] == 0.5 and found["n"] == 10 and [cell["accuracy"] for cell in found["cells"]] == [1.0, 0.0]
+    assert (
+        found["order_consistency"] == 1.0
+        and found["mean_accuracy"] == 0.5
+        and found["n"] == 10
+        and [cell["accuracy"] for cell in found["cells"]] == [1.0, 0.0]
+    )
 
 
 def test_without_validation_pairs_there_is_nothing_to_choose_by(base, tmp_path):
