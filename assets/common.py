@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Work:
     scratch: Path
     run_id: str
     mode: str | None = None  # the partition, for `policy`
-    pin: Callable[[str], ArtifactRef | None] = lambda stage: None  # the release a stage points to, resolved once per run
+    pin: Callable[[str], ArtifactRef | None] = lambda stage: None  # the release a stage pointed to when the run began
 
     @cached_property
     def inputs(self) -> dict[str, Path]:
@@ -276,7 +276,7 @@ def _materialize(stage: Stage, settings: Settings, context: dg.AssetExecutionCon
         out=workspace.home,
         scratch=workspace.home,
         run_id=context.run_id,
-        pin=partial(pinned, context, workspace.store),
+        pin=pinned(context, workspace.store).get,
     )
     if not stage.modes:
         made = make(work)

@@ -1,8 +1,8 @@
 """How assets find what they are made from: `ArtifactRef`s travel in the metadata of materializations.
 
-A parent's artifact is the one this run made, else the latest one materialised; a stage name ("production") is resolved
-once per run and kept in the run's tags. An artifact whose latest gate evidence says no is not handed on: blocking checks
-only stop the run they belong to, so a second run or an automation has to be stopped here.
+A parent's artifact is the one this run made, else the latest one materialised. Stage names ("production") are resolved by
+the first step of a run, whichever it is, and kept in the run's tags. An artifact whose latest gate evidence says no is not
+handed on: blocking checks only stop the run they belong to, so a second run or an automation has to be stopped here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import dagster as dg
 from infra.stores.base import ArtifactRef, ArtifactStore
 from models.errors import GateRefused, UnknownVersion
 from ops.gate import evidence_for
-from ops.promote import RELEASE
+from ops.promote import RELEASE, STAGES
 
 ARTIFACTS = "artifacts"
 LOOK_BACK = 50  # materializations of a parent that are searched for all its partitions
+TAG = "onereward/"  # and a stage: the run's tag with the digest it pointed to
 NONE = "none"
 
 
@@ -75,12 +76,11 @@ def trusted(store: ArtifactStore, refs: Mapping[str, ArtifactRef]) -> dict[str, 
     return passed
 
 
-def pinned(context: dg.AssetExecutionContext, store: ArtifactStore, stage: str) -> ArtifactRef | None:
-    """The release that `stage` pointed to when this run first asked: a promotion meanwhile does not change a run under way."""
-    tag = f"onereward/{stage}"
-    digest = context.instance.get_run_by_id(context.run_id).tags.get(tag)
-    if digest is None:
-        ref = store.stage(RELEASE, stage)
-        context.instance.add_run_tags(context.run_id, {tag: ref.digest if ref else NONE})
-        return ref
-    return None if digest == NONE else store.version(digest).ref
+def pinned(context: dg.AssetExecutionContext, store: ArtifactStore) -> dict[str, ArtifactRef | None]:
+    """The release that every stage pointed to when this run's first step began: a promotion meanwhile does not change a run under way."""
+    tags = context.instance.get_run_by_id(context.run_id).tags
+    if missing := [stage for stage in STAGES if TAG + stage not in tags]:
+        releases = {stage: store.stage(RELEASE, stage) for stage in missing}
+        tags = {**tags, **{TAG + stage: ref.digest if ref else NONE for stage, ref in releases.items()}}
+        context.instance.add_run_tags(context.run_id, {TAG + stage: tags[TAG + stage] for stage in missing})
+    return {stage: None if tags[TAG + stage] == NONE else store.version(tags[TAG + stage]).ref for stage in STAGES}
