@@ -327,7 +327,8 @@ def _judge_accuracy(
                 progress=progress,
                 paste_source=shown_pasted(judges["judge"]),
             )
-            file.writelines(json.dumps({"judge": name, **row}, sort_keys=True) + "\n" for row in found[name].pop("rows"))
+            asked = {"judge": name, "judge_digest": directory_digest(folder)[0]}
+            file.writelines(json.dumps({**asked, **row}, sort_keys=True) + "\n" for row in found[name].pop("rows"))
     nothing: dict[str, Any] = {"mean_accuracy": None, "lo": None, "hi": None, "order_consistency": None, "n": 0, "cells": []}
     base_accuracy = None
     if "base" in found:
@@ -358,7 +359,7 @@ def _pictures(
             captions.append(job.condition.prompt)
         if rows:
             save_picture(out, f"grid-{task.name}", grid(rows, columns=["asked", *names, "target"], captions=captions))
-    if not any(summary["tasks"] for summary in metrics["policy"].values()):
+    if not any(summary["n"] for summary in metrics["policy"].values()):
         return  # no scenes: nothing is known by ground truth
     save_picture(out, "win-rates", win_rate_plot(metrics["policy"], taxonomy))
     cells = [(task, dimension) for task, dimension in taxonomy.cells]

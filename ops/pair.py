@@ -125,6 +125,7 @@ def _cell(cell: tuple[str, str], labels: list[Preference], used: list[Preference
     return {
         "task": cell[0],
         "dimension": cell[1],
+        "conditions": sum(row.task == cell[0] for row in conditions.values()),
         **{f"n_{split}": per_split[split] for split in SPLITS},
         "ties": ties,
         "contradictions": len(asked) - ties - len(kept),

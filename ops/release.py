@@ -133,8 +133,10 @@ def _not_verified(measured: Mapping[str, Any], mode: str, engine: Mapping[str, A
     lines = ["No person rated these edits; win rates are by ground truth on procedural scenes and by the judge."]
     if not engine["verified"]:
         lines.append(f"The engine is unverified: {engine['reason']}.")
-    if summary["missing_tasks"]:
-        lines.append(f"No ground truth for {', '.join(summary['missing_tasks'])}.")
+    if measured["not_evaluated"]:
+        lines.append(f"Not evaluated, for want of a condition in the {measured['split']} split: {', '.join(measured['not_evaluated'])}.")
+    if blind := [row["task"] for row in summary["tasks"] if row["n_without_truth"] and not row["n"]]:
+        lines.append(f"No ground truth for {', '.join(blind)}.")
     if photos is None:
         lines.append("No photograph was evaluated.")
     else:

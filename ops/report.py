@@ -85,6 +85,7 @@ def _facts(metrics: Mapping[str, dict[str, Any]], versions: Mapping[str, Version
         "best_mode": evaluation.get("best_mode"),
         "chosen_on": evaluation.get("chosen_on"),
         "split": evaluation.get("split"),
+        "not_evaluated": evaluation.get("not_evaluated"),
         "photos": evaluation.get("photos"),
         "absolute": evaluation.get("absolute"),
         "against_production": evaluation.get("against_production"),

@@ -87,7 +87,7 @@ def _cells(facts: dict[str, Any], taxonomy: Taxonomy) -> list[dict[str, Any]]:
 def _charts(facts: dict[str, Any], folders: Mapping[str, Path], taxonomy: Taxonomy) -> dict[str, str]:
     """Inline SVG by name; empty where there is nothing to draw."""
     charts = {"wins": "", "reward": "", "judge": ""}
-    if facts["policy"] and any(summary["tasks"] for summary in facts["policy"].values()):
+    if facts["policy"] and any(summary["n"] for summary in facts["policy"].values()):
         charts["wins"] = svg(win_rate_plot(facts["policy"], taxonomy))
     rewards = {}
     for name, folder in sorted(folders.items()):  # by name, as in the plot of win rates: a mode keeps its colour
@@ -200,10 +200,14 @@ def _unproven(facts: dict[str, Any], taxonomy: Taxonomy) -> list[str]:
         notes.append("The better mode was chosen on the very split it is reported on, which flatters it.")
     if judge and judge["split"] != "test":
         notes.append("The judge's accuracy is from validation pairs, which chose its weights; the sealed test pairs were not asked.")
-    missing = {task for summary in (facts["policy"] or {}).values() for task in summary["missing_tasks"]}
-    if missing:
-        titles = ", ".join(taxonomy.task(name).title for name in sorted(missing))
-        notes.append(f"No ground truth was tested for: {titles}. The mean leaves these tasks out.")
+    rows = [row for summary in (facts["policy"] or {}).values() for row in summary["tasks"] if not row["n"]]
+    for note, names in {
+        "No condition was tested, so nothing is known, of": {row["task"] for row in rows if not row["n_without_truth"]},
+        "No ground truth was tested for": {row["task"] for row in rows if row["n_without_truth"]},
+    }.items():
+        if names:
+            titles = ", ".join(task.title for task in taxonomy.active if task.name in names)
+            notes.append(f"{note}: {titles}. The mean leaves these tasks out.")
     if facts["policy"]:
         notes.append("All figures come from one set of held-out conditions and one training run per mode. No human has rated these edits.")
     return notes

@@ -6,8 +6,8 @@
 `win_rate` is by ground truth on procedural scenes, ties half; measures differ in scale by orders of magnitude, so two of
 them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the unweighted mean over its
 dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better), averaged over both
-orders, is above one half. Photographs have no ground truth and are reported apart. Intervals: bootstrap over origins,
-the photographs and scenes that source images are cut from.
+orders, is above one half. Photographs have no ground truth and are reported apart; `not_evaluated` names the tasks of which
+no condition was tested. Intervals: bootstrap over origins, the photographs and scenes that source images are cut from.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def recompute(
         "settings": settings,
         "split": split,
         "chosen_on": chosen_on[0]["split"] if chosen_on else None,
+        "not_evaluated": [task.name for task in taxonomy.active if not any(item["task"] == task.name for item in tested)],
         "best_mode": choose(chosen_on, modes, tie_tolerance),
         "policy": against(BASE),
         "photos": {mode: _photos(tested, mode, taxonomy, **settings) for mode in modes},
@@ -149,41 +150,49 @@ def _pairs(rows: Sequence[_Duel]) -> int:
 def _summary(
     items: Sequence[Item], mode: str, opponent: str, taxonomy: Taxonomy, *, tie_tolerance: float, confidence: float, resamples: int
 ) -> dict[str, Any]:
-    """One mode against one opponent on the scenes; preservation over everything."""
-    rows = [duel for duel in duels(items, mode, opponent, tie_tolerance) if duel.truth is not None]
+    """One mode against one opponent on the scenes, every active task in its row; preservation over everything."""
+    fought = duels(items, mode, opponent, tie_tolerance)
+    rows = [duel for duel in fought if duel.truth is not None]
     decided = [duel for duel in rows if duel.truth != 0.5]
-    summary: dict[str, Any] = {
+    mean = _estimate(rows, "truth", confidence, resamples) if rows else None
+    return {
         "n": _pairs(rows),
-        "mean_win_rate": None,
-        "mean_lo": None,
-        "mean_hi": None,
-        "judge_mean_win_rate": None,
-        "judge_agreement": sum(d.truth == d.judge for d in decided) / len(decided) if decided else None,
+        "conditions": len({condition for condition, _ in (duel.key for duel in rows)}),
+        "mean_win_rate": mean.mean if mean else None,
+        "mean_lo": mean.lo if mean else None,
+        "mean_hi": mean.hi if mean else None,
+        "judge_mean_win_rate": nested_mean([duel.judge for duel in rows], _levels(rows)) if rows else None,
+        "judge_agreement": nested_mean([d.truth == d.judge for d in decided], _levels(decided)) if decided else None,
         "preservation_psnr": _mean_psnr(items, mode),
         f"{opponent}_preservation_psnr": _mean_psnr(items, opponent),
-        "tasks": [],
-        "cells": [],
-        "missing_tasks": [task.name for task in taxonomy.active if not any(duel.task == task.name for duel in rows)],
+        "tasks": [_task_row(fought, task.name, confidence, resamples) for task in taxonomy.active],
+        "cells": [row for cell in taxonomy.cells if (row := _cell_row(rows, cell, confidence, resamples))],
     }
-    if not rows:
-        return summary
-    mean = _estimate(rows, "truth", confidence, resamples)
-    summary |= {"mean_win_rate": mean.mean, "mean_lo": mean.lo, "mean_hi": mean.hi}
-    summary["judge_mean_win_rate"] = nested_mean([duel.judge for duel in rows], _levels(rows))
-    for task in taxonomy.active:
-        of_task = [duel for duel in rows if duel.task == task.name]
-        if not of_task:
-            continue
-        rate = _estimate(of_task, "truth", confidence, resamples)
-        summary["tasks"].append({"task": task.name, "n": _pairs(of_task), "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi})
-        for dimension in task.dimensions:
-            cell = [duel for duel in of_task if duel.dimension == dimension]
-            if cell:
-                rate = _estimate(cell, "truth", confidence, resamples)
-                figures = {"n": rate.n, "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi}
-                by_judge = sum(duel.judge for duel in cell) / len(cell)
-                summary["cells"].append({"task": task.name, "dimension": dimension, **figures, "judge_win_rate": by_judge})
-    return summary
+
+
+def _task_row(fought: Sequence[_Duel], task: str, confidence: float, resamples: int) -> dict[str, Any]:
+    """A task's win rate over `n` edits whose perfect edit is known; null where there is none. `n_without_truth` counts the others."""
+    of_task = [duel for duel in fought if duel.task == task]
+    known = [duel for duel in of_task if duel.truth is not None]
+    rate = _estimate(known, "truth", confidence, resamples) if known else None
+    return {
+        "task": task,
+        "n": _pairs(known),
+        "n_without_truth": _pairs(of_task) - _pairs(known),
+        "win_rate": rate.mean if rate else None,
+        "lo": rate.lo if rate else None,
+        "hi": rate.hi if rate else None,
+    }
+
+
+def _cell_row(rows: Sequence[_Duel], cell: tuple[str, str], confidence: float, resamples: int) -> dict[str, Any] | None:
+    """One task and dimension; None where no perfect edit is known."""
+    here = [duel for duel in rows if (duel.task, duel.dimension) == cell]
+    if not here:
+        return None
+    rate = _estimate(here, "truth", confidence, resamples)
+    figures = {"n": rate.n, "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi}
+    return {"task": cell[0], "dimension": cell[1], **figures, "judge_win_rate": sum(duel.judge for duel in here) / len(here)}
 
 
 def _photos(
@@ -235,7 +244,7 @@ def win_rate_plot(policy: dict[str, Any], taxonomy: Taxonomy) -> Figure:
     titles = [task.title for task in taxonomy.active]
     series: dict[str, list[tuple[float, float, float] | None]] = {}
     for mode, summary in sorted(policy.items()):  # a mode keeps its colour from picture to picture
-        by_task = {entry["task"]: (entry["win_rate"], entry["lo"], entry["hi"]) for entry in summary["tasks"]}
-        whole = (summary["mean_win_rate"], summary["mean_lo"], summary["mean_hi"]) if summary["tasks"] else None
+        by_task = {entry["task"]: (entry["win_rate"], entry["lo"], entry["hi"]) for entry in summary["tasks"] if entry["n"]}
+        whole = (summary["mean_win_rate"], summary["mean_lo"], summary["mean_hi"]) if summary["n"] else None
         series[mode] = [*(by_task.get(task.name) for task in taxonomy.active), whole]
     return rates([*titles, "All tasks"], series, x="win rate over the base")

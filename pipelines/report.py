@@ -81,8 +81,11 @@ def headline(folder: Path) -> str:
     facts = json.loads((folder / "report.json").read_text())
     lines = [f"run {folder.name}: {facts['wall_s']:.0f} s, peak {facts['peak_rss_gb']:.1f} GB, commit {facts['commit'][:12]}"]
     if facts["judge"]:
-        lines.append(f"judge: accuracy {_share(facts['judge']['mean_accuracy'])}, base {_share(facts['judge']['base_mean_accuracy'])}")
-    lines += [f"policy {mode}: win rate {_share(figures['mean_win_rate'])}" for mode, figures in (facts["policy"] or {}).items()]
+        judge = facts["judge"]
+        accuracy = f"accuracy {_share(judge['mean_accuracy'])}, base {_share(judge['base_mean_accuracy'])}"
+        lines.append(f"judge: {accuracy}, mean over {len(judge['cells'])} cells, {judge['n']} {judge['split']} pairs")
+    for mode, figures in (facts["policy"] or {}).items():
+        lines.append(f"policy {mode}: win rate {_share(figures['mean_win_rate'])}, {figures['conditions']} conditions")
     lines += [f"refused: {facts['refused']}"] if facts["refused"] else []
     if facts["release"]:
         lines.append(

@@ -129,6 +129,8 @@ def test_the_card_tells_what_was_measured_and_what_was_not(
     assert "| preservation | 31.25 | 30 | yes |" in card.text and "| engine_verified | none | none | yes |" in card.text
     assert "4.10e-07" in card.text and "compute capabilities 80, 89" in card.text
     assert "**unverified**" in card.text and "- The engine is unverified: built without a GPU; it was never executed." in card.text
+    assert "Not evaluated, for want of a condition in the test split: fill, text, extend, extend_free." in card.text
+    assert "| fill | 0 | not evaluated | none |" in card.text and "4 paired edits of 4 conditions" in card.text
     assert "compared the 1 that were evaluated" in card.text and "`apache-2.0`" in card.text
     assert read_metrics(parts["out"]) == metrics
     assert metrics["engine"] == {"bytes": 4, "architectures": [80, 89], "verified": False}
@@ -139,7 +141,7 @@ def test_tables_are_whole(assemble: Callable[..., dict[str, Any]], parts: dict[s
     assemble(tiny_policy)
     text = (parts["out"] / "README.md").read_text()
     runs = [list(run) for table, run in groupby(text.splitlines(), key=lambda line: line.startswith("|")) if table]
-    assert [len(run) for run in runs] == [3, 3, 4, 4]  # head, rule and rows of tasks, cells, gates, lineage
+    assert [len(run) for run in runs] == [7, 3, 4, 4]  # head, rule and rows of tasks, cells, gates, lineage
     assert all(len({line.count("|") for line in run}) == 1 for run in runs)
 
 

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from models.shards import ShardWriter
 from models.taxonomy import Taxonomy
 from ops.folders import write_metrics
 from ops.report import RunFacts, write_report
-from ops.win_rates import Item, recompute, write_items
+from ops.win_rates import Item, read_items, recompute, write_items
 
 TAXONOMY = Taxonomy.load()
 CHAIN = {
@@ -142,7 +143,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         _lines(made[name] / "curve.jsonl", rows)
     _evaluation(made["evaluation"], made["curated_dataset"], rng)
     write_metrics(made["onnx"], {"relative_error": 3.2e-6})
-    write_metrics(made["engine"], {"bytes": 3_100_000, "architectures": ["8.0", "8.6", "8.9"], "verified": False})
+    write_metrics(made["engine"], {"bytes": 3_100_000, "architectures": [80, 86, 89], "verified": False})
     return made
 
 
@@ -198,10 +199,10 @@ def test_report_json_has_every_key(folders: dict[str, Path], tmp_path: Path) -> 
     assert set(report["judge"]["cells"][0]) >= {"task", "dimension", "n", "accuracy", "lo", "hi"}
     for mode in ("static", "ema"):
         assert set(report["policy"][mode]) >= {"mean_win_rate", "preservation_psnr", "tasks", "cells"}
-        assert set(report["policy"][mode]["tasks"][0]) == {"task", "n", "win_rate", "lo", "hi"}
+        assert set(report["policy"][mode]["tasks"][0]) == {"task", "n", "n_without_truth", "win_rate", "lo", "hi"}
         assert set(report["policy"][mode]["cells"][0]) == {"task", "dimension", "n", "win_rate", "lo", "hi", "judge_win_rate"}
     assert report["onnx"] == {"relative_error": 3.2e-6}
-    assert report["engine"] == {"bytes": 3_100_000, "architectures": ["8.0", "8.6", "8.9"], "verified": False}
+    assert report["engine"] == {"bytes": 3_100_000, "architectures": [80, 86, 89], "verified": False}
     assert set(report["gates"][0]) >= {"name", "measure", "threshold", "passed"}
     assert report["release"] == RELEASE
     for name in ("items.jsonl", "judge-pairs.jsonl", "judge-validation.jsonl", "policy-static-curve.jsonl", "policy-ema-curve.jsonl"):
@@ -221,6 +222,32 @@ def test_page_is_whole_and_fetches_nothing(folders: dict[str, Path], tmp_path: P
         assert title in page.words
     assert "never executed" in page.words and "unverified" in page.words
     assert "win rate over the base" in text and "mean P(evaluated is better)" in text
+
+
+def test_every_headline_figure_says_over_how_much(folders: dict[str, Path], tmp_path: Path) -> None:
+    _, page = write_report(tmp_path, folders=folders, versions=_versions(folders), run=_run(), taxonomy=TAXONOMY)
+    words = " ".join(_Page(page.read_text()).words.split())
+    assert "20 edits of 20 held-out conditions" in words and ", 20 conditions" in words
+    assert f"mean over {len(TAXONOMY.cells)} cells, 680 test pairs" in words
+    assert "raw output of 25 edits" in words
+
+
+def test_tasks_without_conditions_or_without_truth_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    items = [item for item in read_items(folders["evaluation"] / "items.jsonl") if item["task"] != "text"]
+    items = [item for item in items if item["task"] != "fill" or item["kind"] == "photo"]
+    evaluation = tmp_path / "evaluation"
+    shutil.copytree(folders["evaluation"], evaluation)
+    write_items(evaluation / "items.jsonl", items)
+    figures = recompute(items, TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02, resamples=200)
+    write_metrics(evaluation, {**figures, "judge": _judge(np.random.default_rng(0), "test")})
+    given = {"versions": _versions(folders), "run": _run(), "taxonomy": TAXONOMY}
+    path, page = write_report(tmp_path / "report", folders={**folders, "evaluation": evaluation}, **given)
+    words = " ".join(_Page(page.read_text()).words.split())
+    assert "No condition was tested, so nothing is known, of: Text rendering." in words
+    assert "No ground truth was tested for: Image fill." in words
+    report = json.loads(path.read_text())
+    assert report["not_evaluated"] == ["text"]
+    assert [row["task"] for row in report["policy"]["ema"]["tasks"]] == [task.name for task in TAXONOMY.active]
 
 
 def test_refusal_names_the_gate_and_both_numbers(folders: dict[str, Path], tmp_path: Path) -> None:
