@@ -10,34 +10,31 @@ from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
-import pydantic
 
 from assets.chain import STAGES
 from assets.common import Stage
 from assets.display import table
 from assets.refs import materialised
-from assets.settings import Settings, reasons
+from assets.settings import Settings, thresholds
+from assets.sources import ROOT
+from infra.data import weights
 from infra.stores.base import ArtifactRef
 from infra.workspace import Workspace
-from models.errors import ConfigError, UnknownVersion
-from ops import gate
-from ops.gate import Gate, GateConfig
+from models.errors import UnknownVersion
+from ops.gate import Gate, GateConfig, record_evidence
+from ops.gate_checks import CHECKS
+from ops.gate_checks import check as measure
 
 EVIDENCE = "evidence"  # metadata entry with every gate's row, for reports
 
 
 def gate_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
     """The blocking checks of every stage. Raises ConfigError for thresholds that are not valid."""
-    try:
-        config = GateConfig(**settings.gates)
-    except pydantic.ValidationError as error:
-        raise ConfigError(
-            f"Section 'gates' of preset {settings.preset!r} is not valid: {reasons(error)}.", "Correct the preset."
-        ) from error
-    return [_gate_check(stage, config) for stage in STAGES if set(stage.artifacts) <= set(gate.CHECKS)]
+    config = thresholds(settings)
+    return [_gate_check(stage, settings, config) for stage in STAGES if set(stage.artifacts) <= set(CHECKS)]
 
 
-def _gate_check(stage: Stage, config: GateConfig) -> dg.AssetChecksDefinition:
+def _gate_check(stage: Stage, settings: Settings, config: GateConfig) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=dg.AssetKey(stage.name),
         name="gate",
@@ -50,10 +47,11 @@ def _gate_check(stage: Stage, config: GateConfig) -> dg.AssetChecksDefinition:
         if not refs:
             raise UnknownVersion(f"{stage.name} was never materialised.", f"Materialise {stage.name} first.")
         start = time.monotonic()
-        gates = {name: gate.check(name, workspace.store.get(ref), config) for name, ref in refs.items()}
+        base = weights(settings.flux, ROOT) if stage.modes else None  # what a policy must have moved away from
+        gates = {name: measure(name, workspace.store.get(ref), config, base) for name, ref in refs.items()}
         seconds = time.monotonic() - start
         for name, ref in refs.items():
-            gate.record_evidence(workspace.store, ref, gates[name], config, context.run.run_id)
+            record_evidence(workspace.store, ref, gates[name], config, context.run.run_id)
         for name in refs:
             for each in gates[name]:
                 context.log.info(line(name, each))
@@ -68,7 +66,10 @@ def line(artifact: str, each: Gate) -> str:
 
 
 def result(refs: Mapping[str, ArtifactRef], gates: Mapping[str, list[Gate]], seconds: float) -> dg.AssetCheckResult:
-    """The verdict over all artifacts of a stage, with every measured value and threshold."""
+    """The verdict over all artifacts of a stage, with every measured value and threshold.
+
+    The description leaves out gates that measured nothing where another one says why.
+    """
     refused = {name: [each for each in rows if not each.passed] for name, rows in gates.items()}
     passed = any(not rows for rows in refused.values())
     metadata: dict[str, Any] = {"seconds": round(seconds, 2), "digests": {name: ref.digest for name, ref in refs.items()}}
@@ -81,7 +82,8 @@ def result(refs: Mapping[str, ArtifactRef], gates: Mapping[str, list[Gate]], sec
             label = f"{name} {each.name}" if prefix else each.name
             metadata[label] = _number(each.measure)
             metadata[f"{label} threshold"] = _number(each.threshold)
-    said = [line(name, each) for name, rows_ in refused.items() for each in rows_]
+    told = {name: [each for each in rows_ if each.measure is not None] or rows_ for name, rows_ in refused.items()}
+    said = [line(name, each) for name, rows_ in told.items() for each in rows_]
     return dg.AssetCheckResult(
         passed=passed,
         severity=dg.AssetCheckSeverity.ERROR,

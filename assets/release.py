@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from assets.common import Made, Work, stage
+from assets.settings import thresholds
 from assets.winner import parent, released_policy, winner
 from infra.stores.base import ArtifactRef, StageMove
 from ops.gate import evidence_for
@@ -60,7 +61,14 @@ def _promote(work: Work, made: Made) -> dict[str, Any]:
         why = f"{move.approver} took what it holds out of production for release v{move.version} ({move.reason})"
         return {"ending": "refused", "message": f"release v{number} ({ref.digest[:8]}): {why}; a person puts it back with {by_hand}"}
     for name in STAGES if work.settings.auto_promote else STAGES[:1]:
-        promote(work.store, ref, name, approver=f"preset {work.settings.preset}", reason=f"every gate passed in run {work.run_id}")
+        promote(
+            work.store,
+            ref,
+            name,
+            thresholds=thresholds(work.settings),
+            approver=f"preset {work.settings.preset}",
+            reason=f"every gate passed in run {work.run_id}",
+        )
         work.progress.say(f"release v{number} ({ref.digest[:8]}) is {name}")
     if work.settings.auto_promote:
         return {"ending": "promoted", "message": f"release v{number} ({ref.digest[:8]}) is production"}
@@ -70,13 +78,19 @@ def _promote(work: Work, made: Made) -> dict[str, Any]:
     }
 
 
-def _lineage(work: Work, refs: Iterable[ArtifactRef]) -> list[ArtifactRef]:
+def _lineage(work: Work) -> list[ArtifactRef]:
     """Everything the release is made from, children before parents, each once."""
     found: dict[str, ArtifactRef] = {}
-    for ref in refs:
-        for version in work.store.lineage(ref.digest):
+    for name in (winner(work), *BESIDE_POLICY):
+        for version in work.store.lineage(work.refs[name].digest):
             found.setdefault(version.ref.digest, version.ref)
     return list(found.values())
+
+
+def _proof(work: Work) -> dict[str, str]:
+    """The card lists the lineage and its gates: a version whose evidence was recorded anew makes another card."""
+    reports = {ref: evidence_for(work.store, ref.digest) for ref in _lineage(work)}
+    return {"proof": "\n".join(f"{ref.name} {ref.digest} {report.ref.digest if report else ''}" for ref, report in reports.items())}
 
 
 def _gates(work: Work, lineage: Iterable[ArtifactRef]) -> list[dict[str, Any]]:
@@ -91,17 +105,17 @@ def _gates(work: Work, lineage: Iterable[ArtifactRef]) -> list[dict[str, Any]]:
     group="export",
     kinds={"huggingface"},
     models=("flux",),
+    depends=_proof,
     standing=_in_production,
     finish=_promote,
 )
 def release(work: Work) -> dict[str, Any]:
     """Diffusers folder, ONNX, engine and model card with the whole lineage; promoted only on every gate's evidence for these digests."""
-    inputs, chosen = work.inputs, winner(work)
-    lineage = _lineage(work, (work.refs[name] for name in (chosen, *BESIDE_POLICY)))
+    inputs, lineage = work.inputs, _lineage(work)
     return assemble_release(
         work.config,
         work.flux,
-        inputs[chosen],
+        inputs[winner(work)],
         inputs["onnx"],
         inputs["engine"],
         inputs["evaluation"],

@@ -7,6 +7,8 @@ from typing import Any
 import pydantic
 
 from models.config import OpConfig
+from models.errors import ConfigError
+from ops.gate import GateConfig
 
 
 class Settings(OpConfig):
@@ -23,6 +25,16 @@ class Settings(OpConfig):
     fresh_days: int = pydantic.Field(8, ge=1, description="ours: an asset older than this is overdue (retraining is weekly).")
     gates: dict[str, Any] = {}
     stages: dict[str, dict[str, Any]] = {}
+
+
+def thresholds(settings: Settings) -> GateConfig:
+    """The gates' thresholds under a preset. Raises ConfigError for values that are not valid."""
+    try:
+        return GateConfig(**settings.gates)
+    except pydantic.ValidationError as error:
+        raise ConfigError(
+            f"Section 'gates' of preset {settings.preset!r} is not valid: {reasons(error)}.", "Correct the preset."
+        ) from error
 
 
 def reasons(error: pydantic.ValidationError) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models.adapters import Shadow
@@ -45,6 +47,48 @@ def preservation(image: Tensor, source: Tensor, mask: Tensor) -> float:
     kept = 1 - mask
     error = ((image - source) ** 2 * kept).sum().item() / (3 * kept.sum().item())
     return MOST_PSNR if error <= 0 else min(MOST_PSNR, -10 * math.log10(error))
+
+
+def stored_change(base: Path, policy: Path) -> float:
+    """Norm of what a stored policy adds to the base's transformer, over the norm of that transformer.
+
+    nan where a stored value is not finite, or a file is absent, cut, or of another architecture. Reads one layer at a time.
+    """
+    try:
+        before = _stored(base / "transformer")
+        start = sum(float(_tensor(before, name).square().sum()) for name in before)
+        moved = sum(float(step.square().sum()) for step in _steps(before, policy))
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError):
+        return math.nan
+    # Six digits: the last ones depend on the number of threads, and equal verdicts must be equal bytes of evidence.
+    return float(f"{math.sqrt(moved / start):.6g}") if start else math.nan
+
+
+def _steps(before: Mapping[str, Path], policy: Path) -> Iterator[Tensor]:
+    """What the policy adds to each weight of the base: the difference, or the product of a LoRA's two factors, scaled."""
+    if (policy / "transformer").is_dir():
+        after = _stored(policy / "transformer")
+        yield from (_tensor(after, name) - _tensor(before, name) for name in sorted(before.keys() | after.keys()))
+        return
+    adapter, config = _stored(policy / "adapter"), json.loads((policy / "adapter" / "adapter_config.json").read_text())
+    for name in adapter:
+        if ".lora_B." in name:
+            step = _tensor(adapter, name) @ _tensor(adapter, name.replace(".lora_B.", ".lora_A."))
+            yield step * (config["lora_alpha"] / config["r"])
+
+
+def _stored(folder: Path) -> dict[str, Path]:
+    """Name of a weight -> the safetensors file that holds it."""
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            found |= dict.fromkeys(weights.keys(), file)
+    return found
+
+
+def _tensor(places: Mapping[str, Path], name: str) -> Tensor:
+    with safe_open(places[name], framework="pt") as weights:
+        return weights.get_tensor(name).double()
 
 
 @torch.no_grad()

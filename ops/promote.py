@@ -1,11 +1,16 @@
 """Promotion: the only way a stage pointer moves, forward on evidence, back to where it was.
 
-    promote(store, release, "production", approver="kim", reason="better on every task")
+    promote(store, release, "production", thresholds=GateConfig(), approver="kim", reason="better on every task")
     rollback(store, "release", "production", approver="kim", reason="complaints about extend")
 
 Checks that block a Dagster run stop that run alone. Promotion therefore trusts no run: it walks the lineage, reads for every
 gated version the evidence recorded for exactly that digest, verifies every byte, and refuses on anything that is missing.
 There is no way to force it.
+
+The thresholds in force are those of the preset under which the promotion is made, not of the run that measured: evidence
+recorded under laxer ones is refused by name. Whoever runs and promotes under one lax preset has chosen so; the evidence, the
+report and the release's card show every threshold. An earlier release that this one was made with or measured against was
+promoted under the thresholds of its time, and is not held against today's.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from __future__ import annotations
 from infra.stores.base import ArtifactRef, ArtifactStore, StageMove, Version
 from models.errors import ConfigError, GateRefused, StoreError, UnknownVersion
 from ops.folders import read_metrics
-from ops.gate import POLICY_PREFIX, REQUIRED_GATES, Evidence, evidence_for
+from ops.gate import POLICY_PREFIX, REQUIRED_GATES, Evidence, GateConfig, evidence_for
 
 STAGES = ("candidate", "staging", "production")
 RELEASE = "release"
@@ -23,8 +28,8 @@ AFTER_POLICY = ("evaluation", "onnx", "engine", RELEASE)
 ONE_VERSION = ("curated_dataset", "candidates", "preference_pairs", "reward_model")
 
 
-def promote(store: ArtifactStore, ref: ArtifactRef, stage: str, *, approver: str, reason: str) -> StageMove:
-    """Point `stage` at a version when all evidence for it passes; a no-op when it points there already.
+def promote(store: ArtifactStore, ref: ArtifactRef, stage: str, *, thresholds: GateConfig, approver: str, reason: str) -> StageMove:
+    """Point `stage` at a version when all evidence for it passes under `thresholds`; a no-op when it points there already.
 
     Raises GateRefused naming the artifact and the gate, ConfigError for an unknown stage or an empty approver or reason,
     UnknownVersion for a version the store does not hold. The stage has then not moved.
@@ -33,7 +38,7 @@ def promote(store: ArtifactStore, ref: ArtifactRef, stage: str, *, approver: str
     moves = store.moves(ref.name, stage)
     if moves and moves[-1].digest == ref.digest:
         return moves[-1]
-    evidence = verify(store, ref)
+    evidence = verify(store, ref, thresholds)
     return store.assign(ref, stage, approver=approver, reason=reason, evidence=[each.ref.digest for each in evidence])
 
 
@@ -59,10 +64,11 @@ def rollback(store: ArtifactStore, name: str, stage: str, *, approver: str, reas
     return store.assign(version.ref, stage, approver=approver, reason=reason, evidence=target.evidence)
 
 
-def verify(store: ArtifactStore, ref: ArtifactRef) -> list[Evidence]:
+def verify(store: ArtifactStore, ref: ArtifactRef, thresholds: GateConfig) -> list[Evidence]:
     """All evidence a promotion of `ref` rests on, in the chain's order, after verifying it and every byte of the lineage.
 
-    Raises GateRefused for the first gate, in the chain's order, whose evidence is missing, altered, about another version, or says no.
+    Raises GateRefused for the first gate, in the chain's order, whose evidence is missing, altered, about another version, recorded
+    under laxer thresholds, or says no.
     """
     members = _members(store, ref)
     gated = sorted({v.ref for v, _ in members if v.ref.name in REQUIRED_GATES}, key=lambda each: list(REQUIRED_GATES).index(each.name))
@@ -70,7 +76,8 @@ def verify(store: ArtifactStore, ref: ArtifactRef) -> list[Evidence]:
         raise GateRefused(
             f"No gate speaks for {ref.name} {ref.digest[:12]}.", "Promote a release, or something made from a gated artifact."
         )
-    evidence = [_passed(store, each) for each in gated]
+    own = {version.ref for version, release in members if release is None or release.ref == ref}
+    evidence = [_passed(store, each, thresholds if each in own else None) for each in gated]
     for version, release in members:
         if version is release:
             _check_release(store, version, [v for v, r in members if r is release])
@@ -111,8 +118,8 @@ def _wanted(release: Version) -> tuple[str, ...]:
     return tuple(name for name in REQUIRED_GATES if not name.startswith(POLICY_PREFIX) or name == chosen)
 
 
-def _passed(store: ArtifactStore, ref: ArtifactRef) -> Evidence:
-    """The evidence for a version. Raises GateRefused unless every required gate is in it and all passed."""
+def _passed(store: ArtifactStore, ref: ArtifactRef, thresholds: GateConfig | None) -> Evidence:
+    """The evidence for a version. Raises GateRefused unless every required gate is in it and all passed, under no laxer thresholds."""
     subject, remedy = f"{ref.name} {ref.digest[:12]}", f"Materialize {ref.name} with its checks again."
     try:
         evidence = evidence_for(store, ref.digest)
@@ -126,6 +133,9 @@ def _passed(store: ArtifactStore, ref: ArtifactRef) -> Evidence:
     for gate in evidence.gates:
         if gate.passed is not True or gate.measure is None:
             raise GateRefused(f"{subject} did not pass {gate}.", "See the report for why; nothing was promoted.")
+    if lax := evidence.laxer_than(thresholds) if thresholds else []:
+        what = f"The evidence for {subject} was recorded under {', '.join(lax)}."
+        raise GateRefused(what, f"Run the check of {ref.name} again under the thresholds in force.")
     return evidence
 
 

@@ -160,15 +160,17 @@ def promote(
     stage: Annotated[str, typer.Argument(help="candidate, staging or production.")],
     approver: Approver = "unknown",
     reason: Annotated[str, typer.Option(help="Why; kept in the audit trail.")] = "by hand",
+    preset: PresetOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Move a stage to a release, if the gates' evidence for exactly these digests passes."""
+    """Move a stage to a release, if the gates' evidence for exactly these digests passes under the preset's thresholds."""
+    from assets.settings import thresholds
     from ops.promote import promote as move
     from pipelines.home import enter
 
-    _, workspace = enter(None, home)
+    settings, workspace = enter(preset, home)
     ref = workspace.store.version(digest).ref
-    moved = move(workspace.store, ref, stage, approver=approver, reason=reason)
+    moved = move(workspace.store, ref, stage, thresholds=thresholds(settings), approver=approver, reason=reason)
     print(f"{moved.name} v{moved.version} ({moved.digest[:8]}) is {moved.stage}")
 
 

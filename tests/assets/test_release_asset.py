@@ -16,11 +16,13 @@ from assets.settings import Settings
 from infra.progress import Progress
 from infra.stores.dvc import DvcStore
 from infra.workspace import Workspace
+from models.errors import GateRefused
 from models.taxonomy import Taxonomy
 from ops.folders import write_metrics
+from ops.gate import GateConfig
 from ops.promote import promote, rollback
 from ops.release import ReleaseConfig
-from tests.ops.test_promote import BY, PARENTS, Refs, chain_of, prove, put, release_of
+from tests.ops.test_promote import BY, PARENTS, SHIPPED, Refs, chain_of, prove, put, release_of
 
 Run = Callable[..., tuple[bool, dict[str, Any]]]
 
@@ -52,9 +54,11 @@ def refs(template: tuple[Path, Refs]) -> Refs:
 
 @pytest.fixture
 def run(store: DvcStore, tmp_path: Path) -> Run:
-    def execute(refs: Refs, *, auto_promote: bool = True, **config: Any) -> tuple[bool, dict[str, Any]]:
+    def execute(
+        refs: Refs, *, auto_promote: bool = True, gates: dict[str, Any] | None = None, **config: Any
+    ) -> tuple[bool, dict[str, Any]]:
         """One run of the stage: was the version there already, and how it ended."""
-        settings = Settings(preset="test", flux="none", judge="none", auto_promote=auto_promote)
+        settings = Settings(preset="test", flux="none", judge="none", auto_promote=auto_promote, gates=gates or {})
         work = Work(
             stage=replace(release, work=_assemble, models=()),
             config=ReleaseConfig(**config),
@@ -100,9 +104,24 @@ def test_production_stands_only_where_it_is_what_would_be_made(store: DvcStore, 
         is_made_anew(refs, title="Another title")
 
 
+def test_equal_keys_mean_equal_cards(store: DvcStore, refs: Refs, run: Run) -> None:
+    """The card lists the gates, so evidence that was recorded anew makes another release."""
+    assert not run(refs, auto_promote=False)[0] and run(refs, auto_promote=False)[0]
+    prove(store, refs["evaluation"], thresholds=GateConfig(min_win_rate=0.6))
+    assert not run(refs, auto_promote=False)[0] and run(refs, auto_promote=False)[0]
+
+
+def test_a_preset_promotes_under_its_own_thresholds(store: DvcStore, refs: Refs, run: Run) -> None:
+    prove(store, refs["evaluation"], thresholds=GateConfig(min_win_rate=0.1))
+    with pytest.raises(GateRefused, match=r"evaluation .* min_win_rate 0\.1"):
+        run(refs)
+    assert store.stage("release", "production") is None
+    assert run(refs, gates={"min_win_rate": 0.05})[1]["ending"] == "promoted"
+
+
 def test_a_run_does_not_undo_a_rollback(store: DvcStore, refs: Refs, run: Run, tmp_path: Path) -> None:
     first = release_of(store, tmp_path / "work", refs, note="one")
-    promote(store, first, "production", **BY)
+    promote(store, first, "production", thresholds=SHIPPED, **BY)
     assert run(refs)[1]["ending"] == "promoted"
     second = production(store)
     rollback(store, "release", "production", approver="lee", reason="complaints about extend")
@@ -114,7 +133,7 @@ def test_a_run_does_not_undo_a_rollback(store: DvcStore, refs: Refs, run: Run, t
         assert part in ended["message"]
     assert run(refs, auto_promote=False)[1]["ending"] == "released" and production(store) == first.digest
 
-    promote(store, store.version(second).ref, "production", **BY)
+    promote(store, store.version(second).ref, "production", thresholds=SHIPPED, **BY)
     assert run(refs)[1]["ending"] == "unchanged"
 
 

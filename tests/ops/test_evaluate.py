@@ -22,6 +22,8 @@ from models.records import Candidate, Condition, Pair, read_rows, write_rows
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
 from ops.evaluate import EvaluateConfig, evaluate
+from ops.gate import GateConfig
+from ops.gate_checks import check
 from ops.policy_health import preservation
 from ops.pretrain_policy import scene_request
 from ops.win_rates import Item, choose, read_items, recompute
@@ -140,7 +142,8 @@ def test_every_task_and_cell_is_reported_on_scenes_alone(result: tuple[Path, dic
     assert [entry["task"] for entry in ema["tasks"]] == ["fill", "text", "extend", "extend_free", "remove"]
     assert [(cell["task"], cell["dimension"]) for cell in ema["cells"]] == list(TAXONOMY.cells)
     assert {entry["n"] for entry in ema["tasks"]} == {2}
-    assert ema["n"] == 10 and ema["missing_tasks"] == []
+    assert ema["n"] == ema["conditions"] == 10 and result[1]["not_evaluated"] == []
+    assert {entry["n_without_truth"] for entry in ema["tasks"]} == {1}  # the photograph
     assert ema["mean_lo"] <= ema["mean_win_rate"] <= ema["mean_hi"]
     photos = result[1]["photos"]["ema"]
     assert photos["n"] == 5
@@ -208,6 +211,7 @@ def test_the_judges_own_accuracy_comes_from_the_sealed_split(result: tuple[Path,
     assert judge["mean_accuracy"] == judge["base_mean_accuracy"]  # the same folder was given as both
     rows = [json.loads(line) for line in (result[0] / "judge-pairs.jsonl").read_text().splitlines()]
     assert {row["judge"] for row in rows} == {"judge", "base"} and len(rows) == 2 * judge["n"]
+    assert {row["judge_digest"] for row in rows} == {item["judge_digest"] for item in read_items(result[0] / "items.jsonl")}
 
 
 def test_pictures_are_small(result: tuple[Path, dict[str, Any]]) -> None:
@@ -248,6 +252,24 @@ def test_no_condition_of_the_split_is_an_error(world: dict[str, Path], tmp_path:
         evaluate(CONFIG, world["base"], curated, world["judge"], {"ema": world["other"]}, tmp_path, Progress(), taxonomy=TAXONOMY)
 
 
+@pytest.mark.parametrize(("kept", "truth"), [('"task":"remove"', True), ('"kind":"photo"', False)])
+def test_only_tasks_in_the_data_are_gated_and_those_by_ground_truth(world: dict[str, Path], tmp_path: Path, kept: str, truth: bool) -> None:
+    """A dataset of one task, and one of photographs only, which says in a sentence what is missing."""
+    curated, out = tmp_path / "curated", tmp_path / "out"
+    shutil.copytree(world["curated"], curated)
+    out.mkdir()
+    lines = [line for line in (curated / "conditions.jsonl").read_text().splitlines() if kept in line]
+    (curated / "conditions.jsonl").write_text("\n".join(lines) + "\n")
+    evaluate(CONFIG, world["base"], curated, world["judge"], {"ema": world["other"]}, out, Progress(), taxonomy=TAXONOMY)
+    gates = {gate.name: gate for gate in check("evaluation", out, GateConfig(min_task_lo=0))}
+    assert gates["ground_truth"].passed == gates["task_lo"].passed == truth
+    if truth:
+        assert json.loads((out / "metrics.json").read_text())["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
+    else:
+        assert "fill, text, extend, extend_free, remove. Acceptance is measured by ground truth" in gates["ground_truth"].description
+        assert gates["win_rate"].measure is None and not gates["win_rate"].passed
+
+
 def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: tuple[float, float] = (0.5, 0.5)) -> Item:
     return Item(
         split="test",
@@ -271,11 +293,13 @@ def test_win_rate_by_hand() -> None:
     """One win, one loss, one tie within two percent, on three conditions; the judge is right once, biased to the first once, wrong once."""
     items = [_item("base", name, -0.1) for name in "abc"]
     items += [_item("ema", "a", -0.05, p=(0.9, 0.2)), _item("ema", "b", -0.2, p=(0.9, 0.8)), _item("ema", "c", -0.1015, p=(0.3, 0.9))]
-    ema = recompute(items, TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02, resamples=200)["policy"]["ema"]
+    figures = recompute(items, TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02, resamples=200)
+    ema = figures["policy"]["ema"]
     assert ema["mean_win_rate"] == ema["cells"][0]["win_rate"] == 0.5
     assert ema["cells"][0]["judge_win_rate"] == pytest.approx(2 / 3)
     assert ema["judge_agreement"] == 0.5
-    assert ema["missing_tasks"] == ["fill", "text", "extend", "extend_free"]
+    assert figures["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
+    assert [(row["task"], row["n"], row["win_rate"]) for row in ema["tasks"][3:]] == [("extend_free", 0, None), ("remove", 3, 0.5)]
 
 
 def test_crops_of_one_photograph_do_not_narrow_an_interval() -> None:

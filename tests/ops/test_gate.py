@@ -10,40 +10,48 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from infra.stores.dvc import DvcStore
 from models.errors import ConfigError, GateRefused
 from models.records import Condition, Split, write_rows
 from models.shards import ShardWriter
 from ops.folders import write_metrics
-from ops.gate import CHECKS, REQUIRED_GATES, Gate, GateConfig, check, evidence_for, record_evidence
+from ops.gate import REQUIRED_GATES, THRESHOLDS, Gate, GateConfig, evidence_for, record_evidence
+from ops.gate_checks import CHECKS, check
 
 TASKS = [
-    {"task": "fill", "n": 9, "win_rate": 0.7, "lo": 0.5, "hi": 0.8},
-    {"task": "remove", "n": 9, "win_rate": 0.6, "lo": 0.35, "hi": 0.8},
+    {"task": "fill", "n": 9, "n_without_truth": 2, "win_rate": 0.7, "lo": 0.5, "hi": 0.8},
+    {"task": "remove", "n": 9, "n_without_truth": 0, "win_rate": 0.6, "lo": 0.35, "hi": 0.8},
+    {"task": "extend", "n": 0, "n_without_truth": 0, "win_rate": None, "lo": None, "hi": None},
 ]
 CELLS = [
     {"task": "fill", "dimension": "structure", "win_rate": 0.7, "hi": 0.8, "judge_win_rate": 0.8},
     {"task": "text", "dimension": "legibility", "win_rate": 0.6, "hi": 0.7, "judge_win_rate": None},
 ]
-PAIRS = {"dropped_share": 0.1, "first_wins_share": 0.52, "n_train": 8, "n_validation": 2, "n_test": 2}
+PAIRS = {"conditions": 12, "dropped_share": 0.1, "first_wins_share": 0.52, "n_train": 8, "n_validation": 2, "n_test": 2}
 GOOD: dict[str, dict[str, Any]] = {
     "curated_dataset": {"splits": {}},
     "preference_pairs": {
-        "cells": [{"task": "fill", "dimension": "structure", **PAIRS}, {"task": "text", "dimension": "structure", **PAIRS}]
+        "cells": [
+            {"task": "fill", "dimension": "structure", **PAIRS},
+            {"task": "text", "dimension": "structure", **PAIRS},
+            {"task": "extend", "dimension": "structure", **dict.fromkeys(PAIRS, 0), "dropped_share": None, "first_wins_share": None},
+        ]
     },
     "reward_model": {"mean_accuracy": 0.7, "order_consistency": 0.8, "loss": 0.6},
-    "policy-static": {"finite": True, "relative_change": 0.01, "preservation_psnr": 30.0, "base_preservation_psnr": 30.2},
+    "policy-static": {"finite": True, "preservation_psnr": 30.0, "base_preservation_psnr": 30.2},
     "evaluation": {
         "best_mode": "ema",
-        "judge": {"mean_accuracy": 0.7},
+        "judge": {"mean_accuracy": 0.7, "n": 40},
         "policy": {
             "static": {},
             "ema": {
                 **{"mean_win_rate": 0.6, "mean_lo": 0.52, "mean_hi": 0.7, "preservation_psnr": 30.0, "base_preservation_psnr": 30.2},
-                **{"tasks": TASKS, "cells": CELLS, "missing_tasks": []},
+                **{"tasks": TASKS, "cells": CELLS},
             },
         },
     },
@@ -65,7 +73,23 @@ def artifact(folder: Path, name: str, metrics: dict[str, Any]) -> Path:
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), str(folder / "transformer.onnx"))
     if name == "engine":
         (folder / "transformer.engine").write_bytes(b"engine")
+    if name.startswith("policy-"):
+        (folder / "transformer").mkdir()
+        save_file({name: weight + 0.01 for name, weight in WEIGHTS.items()}, folder / "transformer" / "one.safetensors")
     return folder
+
+
+WEIGHTS = {"a.weight": torch.full((4, 4), 2.0), "b.bias": torch.full((4,), -2.0)}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base whose transformer lies in two files, as large ones do."""
+    folder = tmp_path / "base" / "transformer"
+    folder.mkdir(parents=True)
+    for name, weight in WEIGHTS.items():
+        save_file({name: weight}, folder / f"{name}.safetensors")
+    return folder.parent
 
 
 def conditions(folder: Path, places: list[tuple[Split, str]], per_place: int = 4, pixels: int = 0) -> None:
@@ -81,8 +105,8 @@ def conditions(folder: Path, places: list[tuple[Split, str]], per_place: int = 4
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_sound_artifact_passes_every_gate_that_promotion_asks_for(tmp_path: Path, name: str) -> None:
-    gates = check(name, artifact(tmp_path / "a", name, GOOD[name]), GateConfig())
+def test_a_sound_artifact_passes_every_gate_that_promotion_asks_for(tmp_path: Path, base: Path, name: str) -> None:
+    gates = check(name, artifact(tmp_path / "a", name, GOOD[name]), GateConfig(), base)
     assert all(gate.passed for gate in gates), [str(gate) for gate in gates]
     assert tuple(gate.name for gate in gates) == REQUIRED_GATES[name]
 
@@ -93,22 +117,24 @@ def changed(name: str, change: Callable[[dict[str, Any]], object]) -> dict[str, 
     return metrics
 
 
-ema = GOOD["evaluation"]["policy"]["ema"]
 UNSOUND = [
     ("preference_pairs", lambda m: m["cells"][1].update(dropped_share=0.31), "dropped_share", 0.31),
     ("preference_pairs", lambda m: m["cells"][1].pop("dropped_share"), "dropped_share", None),
+    ("preference_pairs", lambda m: m["cells"][2].update(conditions=3), "dropped_share", None),
+    ("preference_pairs", lambda m: m["cells"][2].pop("conditions"), "dropped_share", None),
     ("preference_pairs", lambda m: [cell.update(first_wins_share=0.1) for cell in m["cells"]], "class_balance", 0.4),
     ("reward_model", lambda m: m.update(mean_accuracy=0.59), "judge_accuracy", 0.59),
     ("reward_model", lambda m: m.update(order_consistency=0.69), "judge_order", 0.69),
     ("reward_model", lambda m: m.update(curve=[{"loss": math.nan}]), "judge_finite", 1),
     ("policy-static", lambda m: m.update(finite=False), "policy_finite", 1),
     ("policy-ema", lambda m: m.update(loss=math.inf), "policy_finite", 1),
-    ("policy-ema", lambda m: m.update(relative_change=0.0), "policy_moved", 0),
     ("policy-ema", lambda m: m.update(preservation_psnr=29.6), "policy_preserved", 0.6),
     ("evaluation", lambda m: m["policy"]["ema"].update(mean_win_rate=0.54), "win_rate", 0.54),
     ("evaluation", lambda m: m["policy"]["ema"].update(mean_lo=0.5), "win_rate_lo", 0.5),
     ("evaluation", lambda m: m["policy"]["ema"]["tasks"][1].update(lo=0.29), "task_lo", 0.29),
-    ("evaluation", lambda m: m["policy"]["ema"].update(missing_tasks=["extend"]), "task_lo", None),
+    ("evaluation", lambda m: m["policy"]["ema"]["tasks"][1].update(lo=None), "task_lo", None),
+    ("evaluation", lambda m: m["policy"]["ema"]["tasks"][2].update(n_without_truth=3), "ground_truth", 1),
+    ("evaluation", lambda m: m["policy"]["ema"]["tasks"][2].pop("n_without_truth"), "ground_truth", 1),
     ("evaluation", lambda m: m["policy"]["ema"].update(preservation_psnr=29.6), "evaluation_preserved", 0.6),
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].update(judge_win_rate=0.9, win_rate=0.3, hi=0.45), "hacked_cells", 1),
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].pop("judge_win_rate"), "hacked_cells", 1),
@@ -126,25 +152,25 @@ UNSOUND = [
     ("name", "change", "gate", "measure"), UNSOUND, ids=[f"{name}-{gate}-{i}" for i, (name, _, gate, _) in enumerate(UNSOUND)]
 )
 def test_an_unsound_artifact_fails_that_gate_alone(
-    tmp_path: Path, name: str, change: Callable[[dict[str, Any]], object], gate: str, measure: float | None
+    tmp_path: Path, base: Path, name: str, change: Callable[[dict[str, Any]], object], gate: str, measure: float | None
 ) -> None:
-    gates = check(name, artifact(tmp_path / "a", name, changed(name, change)), GateConfig())
+    gates = check(name, artifact(tmp_path / "a", name, changed(name, change)), GateConfig(), base)
     (failed,) = [each for each in gates if not each.passed]
     assert failed.name == gate and failed.measure == (pytest.approx(measure) if measure is not None else None)
 
 
 @pytest.mark.parametrize("name", set(CHECKS) - {"curated_dataset"})
 @pytest.mark.parametrize("metrics", ["{}", "cut short {", '{"policy": [], "cells": 3, "best_mode": "ema", "finite": true}', None])
-def test_absent_figures_fail(tmp_path: Path, name: str, metrics: str | None) -> None:
+def test_absent_figures_fail(tmp_path: Path, base: Path, name: str, metrics: str | None) -> None:
     folder = artifact(tmp_path / "a", name, {})
     if metrics is None:
         (folder / "metrics.json").unlink()
     else:
         (folder / "metrics.json").write_text(metrics)
-    can_pass = {"onnx_valid", "engine_built"}  # the file itself is there
+    can_pass = {"onnx_valid", "engine_built", "policy_moved"}  # the file itself is there
     if metrics and "finite" in metrics:
         can_pass |= {"judge_finite", "policy_finite"}
-    assert {gate.name for gate in check(name, folder, GateConfig()) if gate.passed} <= can_pass
+    assert {gate.name for gate in check(name, folder, GateConfig(), base) if gate.passed} <= can_pass
 
 
 @pytest.mark.parametrize(("name", "keys"), [("reward_model", ["mean_accuracy"]), ("evaluation", ["policy", "ema", "mean_win_rate"])])
@@ -178,6 +204,52 @@ def test_a_broken_onnx_file_fails_whatever_the_metrics_say(tmp_path: Path) -> No
     (folder / "transformer.onnx").write_bytes(whole[: len(whole) // 2])
     valid, error = check("onnx", folder, GateConfig())
     assert not valid.passed and "transformer.onnx" in valid.description and error.passed
+
+
+def failing(name: str, folder: Path, base: Path | None) -> dict[str, float | None]:
+    return {gate.name: gate.measure for gate in check(name, folder, GateConfig(), base) if not gate.passed}
+
+
+def test_a_policy_is_judged_by_its_stored_weights_whatever_training_says(tmp_path: Path, base: Path) -> None:
+    said = {**GOOD["policy-ema"], "relative_change": 0.5}
+    folder = artifact(tmp_path / "a", "policy-ema", said)
+    file = folder / "transformer" / "one.safetensors"
+    moved = {gate.name: gate.measure for gate in check("policy-ema", folder, GateConfig(), base)}["policy_moved"]
+    assert moved == pytest.approx(0.01 / 2, rel=1e-4)
+    assert failing("policy-ema", folder, None) == {"policy_finite": 2, "policy_moved": None}
+    whole, trained = file.read_bytes(), load_file(file)
+    for name, spoilt in {
+        "nan": {**trained, "a.weight": torch.full((4, 4), math.nan)},
+        "of another shape": {**trained, "a.weight": torch.ones(3, 2)},
+        "one too many": {**trained, "c.weight": torch.ones(4)},
+        "one too few": {"a.weight": trained["a.weight"]},
+    }.items():
+        save_file(spoilt, file)
+        assert failing("policy-ema", folder, base) == {"policy_finite": 2, "policy_moved": None}, name
+    file.write_bytes(whole[:-8])
+    assert failing("policy-ema", folder, base) == {"policy_finite": 2, "policy_moved": None}
+    save_file(WEIGHTS, file)
+    assert failing("policy-ema", folder, base) == {"policy_moved": 0}
+
+
+def test_a_task_without_ground_truth_is_named_with_what_to_do(tmp_path: Path) -> None:
+    def blind(metrics: dict[str, Any]) -> None:
+        ema = metrics["policy"]["ema"]
+        nothing = {"n": 0, "n_without_truth": 4, "win_rate": None, "lo": None, "hi": None}
+        ema.update(mean_win_rate=None, mean_lo=None, cells=[], tasks=[{**row, **nothing} for row in ema["tasks"][:2]])
+
+    gates = check("evaluation", artifact(tmp_path / "a", "evaluation", changed("evaluation", blind)), GateConfig())
+    failed = [gate for gate in gates if not gate.passed]
+    assert {gate.name for gate in failed if gate.measure is None} == {"win_rate", "win_rate_lo", "task_lo", "hacked_cells"}
+    (named,) = [gate for gate in failed if gate.measure is not None]
+    assert named is gates[0] and named.measure == 2
+    assert "fill, remove. Acceptance is measured by ground truth" in named.description and "`n_scenes` above 0" in named.description
+
+
+def test_labels_that_are_missing_are_asked_for(tmp_path: Path) -> None:
+    metrics = changed("preference_pairs", lambda m: m["cells"][2].update(conditions=3))
+    (failed,) = [gate for gate in check("preference_pairs", artifact(tmp_path / "a", "x", metrics), GateConfig()) if not gate.passed]
+    assert "extend, structure; nobody has labelled its conditions" in failed.description
 
 
 def test_an_engine_that_is_not_there_or_never_ran(tmp_path: Path) -> None:
@@ -216,13 +288,32 @@ def test_the_newest_evidence_counts(store: DvcStore, tmp_path: Path) -> None:
     assert record_evidence(store, ref, GATES, config, "run-2") == first and len(store.versions("gates-onnx")) == 1
     record_evidence(store, ref, FAILED, config, "run-3")
     evidence = evidence_for(store, ref.digest)
-    assert evidence is not None and not evidence.passed and [gate.name for gate in evidence.failed] == ["onnx_error"]
+    assert evidence is not None and not evidence.passed and evidence.gates == tuple(FAILED)
     record_evidence(store, ref, GATES, config, "run-4")  # the bytes of run-1's report again, yet the newest
     evidence = evidence_for(store, ref.digest)
     assert evidence is not None and evidence.passed
     record_evidence(store, ref, GATES[:1], config, "run-5")
     evidence = evidence_for(store, ref.digest)
     assert evidence is not None and not evidence.passed and evidence.missing == ("onnx_error",)
+
+
+def test_evidence_keeps_the_thresholds_behind_its_gates(tmp_path: Path, base: Path) -> None:
+    """Those, and only those, whose change changes a gate."""
+    metrics = {**GOOD, "evaluation": {**GOOD["evaluation"], "against_production": {"ema": {"mean_lo": 0.5}}}}
+    for number, name in enumerate(CHECKS):
+        folder = artifact(tmp_path / f"a{number}", name, metrics[name])
+        shipped = check(name, folder, GateConfig(), base)
+        other = {field: value + (1 if isinstance(value, int) else 0.01) for field, value in GateConfig().model_dump().items()}
+        behind = [field for field, value in other.items() if check(name, folder, GateConfig(**{field: value}), base) != shipped]
+        assert sorted(THRESHOLDS[name]) == sorted(behind), name
+
+
+@pytest.mark.parametrize(("recorded", "lax"), [(0.001, []), (0.0001, []), (0.01, ["max_onnx_error 0.01 (0.001 is in force)"])])
+def test_laxer_evidence_says_which_threshold(store: DvcStore, tmp_path: Path, recorded: float, lax: list[str]) -> None:
+    ref = store.put("onnx", artifact(tmp_path / "a", "onnx", GOOD["onnx"]))
+    record_evidence(store, ref, GATES, GateConfig(max_onnx_error=recorded, min_win_rate=0), "run-1")
+    evidence = evidence_for(store, ref.digest)
+    assert evidence is not None and evidence.laxer_than(GateConfig()) == lax
 
 
 def test_a_report_about_another_version_is_refused(store: DvcStore, tmp_path: Path) -> None:

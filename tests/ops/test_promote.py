@@ -14,6 +14,7 @@ from ops.gate import REQUIRED_GATES, Gate, GateConfig, record_evidence
 from ops.promote import promote, rollback
 
 BY = {"approver": "kim", "reason": "test"}
+SHIPPED = GateConfig()
 Refs = dict[str, ArtifactRef]
 
 
@@ -25,9 +26,17 @@ def put(store: DvcStore, work: Path, name: str, parents: list[ArtifactRef], *, m
     return store.put(name, work, parents=parents, metadata=metadata)
 
 
-def prove(store: DvcStore, ref: ArtifactRef, *, failing: str = "", lacking: str = "", gates: list[Gate] | None = None) -> ArtifactRef:
+def prove(
+    store: DvcStore,
+    ref: ArtifactRef,
+    *,
+    failing: str = "",
+    lacking: str = "",
+    gates: list[Gate] | None = None,
+    thresholds: GateConfig = SHIPPED,
+) -> ArtifactRef:
     measured = [Gate(name, 1.0, 0.5, name != failing, "d") for name in REQUIRED_GATES[ref.name] if name != lacking]
-    return record_evidence(store, ref, gates or measured, GateConfig(), "run")
+    return record_evidence(store, ref, gates or measured, thresholds, "run")
 
 
 def release_of(store: DvcStore, work: Path, refs: Refs, *, note: str, mode: str = "ema", leave_out: str = "") -> ArtifactRef:
@@ -88,22 +97,22 @@ def refused(store: DvcStore, ref: ArtifactRef, match: str) -> None:
     """Promotion is refused with that message, and production does not move."""
     before = store.moves("release")
     with pytest.raises(GateRefused, match=match):
-        promote(store, ref, "production", **BY)
+        promote(store, ref, "production", thresholds=SHIPPED, **BY)
     assert store.moves("release") == before
 
 
 def test_with_all_evidence_the_stage_moves_and_keeps_the_evidence(store: DvcStore, refs: Refs) -> None:
-    move = promote(store, refs["release"], "production", **BY)
+    move = promote(store, refs["release"], "production", thresholds=SHIPPED, **BY)
     assert store.stage("release", "production") == refs["release"]
     assert (move.approver, move.reason, move.version) == ("kim", "test", 1)
     proven = {store.version(digest).parents[0].name for digest in move.evidence}
     assert proven == set(REQUIRED_GATES) - {"policy-static"}  # the mode that was not chosen needs no health
-    assert promote(store, refs["release"], "production", **BY) == move and len(store.moves("release")) == 1
+    assert promote(store, refs["release"], "production", thresholds=SHIPPED, **BY) == move and len(store.moves("release")) == 1
 
 
 @pytest.mark.parametrize("name", sorted(set(REQUIRED_GATES) - {"policy-static"}))
 def test_one_failed_gate_anywhere_above_refuses(store: DvcStore, refs: Refs, name: str) -> None:
-    promote(store, refs["release"], "production", **BY)
+    promote(store, refs["release"], "production", thresholds=SHIPPED, **BY)
     gate = REQUIRED_GATES[name][-1]
     prove(store, refs[name], failing=gate)
     refused(store, refs["next"], f"{name} {refs[name].digest[:12]} did not pass {gate}: measured 1")
@@ -121,6 +130,34 @@ def test_evidence_must_be_complete_and_measured(store: DvcStore, refs: Refs) -> 
     refused(store, refs["release"], "lacks the gate onnx_error")
     prove(store, refs["onnx"], gates=[Gate(name, None, 0.5, True, "d") for name in REQUIRED_GATES["onnx"]])
     refused(store, refs["release"], "onnx_valid: measured nothing")
+
+
+def test_evidence_of_laxer_thresholds_is_refused_by_name(store: DvcStore, refs: Refs) -> None:
+    lax = GateConfig(min_win_rate=0, max_psnr_drop=9)
+    prove(store, refs["evaluation"], thresholds=lax)
+    refused(
+        store,
+        refs["release"],
+        f"evidence for evaluation {refs['evaluation'].digest[:12]} was recorded under min_win_rate 0.0 \\(0.55 is in force\\), "
+        "max_psnr_drop 9.0 \\(0.5 is in force\\). Run the check of evaluation again",
+    )
+    promote(store, refs["release"], "staging", thresholds=lax, **BY)  # the owner's choice
+    prove(store, refs["evaluation"], thresholds=GateConfig(min_win_rate=0.6))
+    promote(store, refs["release"], "production", thresholds=SHIPPED, **BY)
+
+
+def test_an_earlier_release_is_not_held_against_todays_thresholds(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    """It was promoted under those of its time; what was made with it since has evidence of its own."""
+    strict = GateConfig(min_win_rate=0.9)
+    again = {name: refs[name] for name in PARENTS if name not in ("evaluation", "onnx", "engine")}
+    parents = [*(refs[parent] for parent in PARENTS["evaluation"]), refs["release"]]
+    again["evaluation"] = put(store, tmp_path / "work", "evaluation", parents, note="against production")
+    prove(store, again["evaluation"], thresholds=strict)
+    again = chain_of(store, tmp_path / "work", given=again, note="2")
+    ref = release_of(store, tmp_path / "work", again, note="2")
+    promote(store, ref, "production", thresholds=strict, **BY)
+    with pytest.raises(GateRefused, match=r"min_win_rate 0\.55 \(0\.9 is in force\)"):
+        promote(store, refs["release"], "production", thresholds=strict, **BY)
 
 
 def test_evidence_for_another_digest_is_none(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
@@ -186,7 +223,7 @@ def test_an_earlier_release_in_the_lineage_counts_by_its_own_mode(store: DvcStor
     for name in set(made) - {"curated_dataset", "candidates", "policy-ema"}:
         prove(store, made[name])
     ref = release_of(store, work, made, note="second generation", mode="static")
-    promote(store, ref, "production", **BY)
+    promote(store, ref, "production", thresholds=SHIPPED, **BY)
     prove(store, refs["policy-ema"], failing="policy_moved")  # what the first generation held
     refused(store, replace(refs["next"]), "policy_moved")
     shutil.rmtree(store.root / "checkouts")
@@ -195,47 +232,47 @@ def test_an_earlier_release_in_the_lineage_counts_by_its_own_mode(store: DvcStor
 
 def test_what_no_gate_speaks_for_is_refused(store: DvcStore, refs: Refs) -> None:
     with pytest.raises(GateRefused, match="No gate speaks for source_images"):
-        promote(store, refs["source_images"], "staging", **BY)
-    promote(store, refs["policy-ema"], "staging", **BY)
+        promote(store, refs["source_images"], "staging", thresholds=SHIPPED, **BY)
+    promote(store, refs["policy-ema"], "staging", thresholds=SHIPPED, **BY)
     with pytest.raises(GateRefused, match=r"policy-static .* did not pass policy_preserved"):
-        promote(store, refs["policy-static"], "staging", **BY)
+        promote(store, refs["policy-static"], "staging", thresholds=SHIPPED, **BY)
     with pytest.raises(UnknownVersion):
-        promote(store, ArtifactRef("release", "0" * 64, "", 0), "staging", **BY)
+        promote(store, ArtifactRef("release", "0" * 64, "", 0), "staging", thresholds=SHIPPED, **BY)
 
 
 def test_a_move_needs_a_stage_an_approver_and_a_reason(store: DvcStore, refs: Refs) -> None:
     for stage, words in [("prod", BY), ("production", BY | {"approver": " "}), ("production", BY | {"reason": ""})]:
         with pytest.raises(ConfigError):
-            promote(store, refs["release"], stage, **words)
+            promote(store, refs["release"], stage, thresholds=SHIPPED, **words)
         with pytest.raises(ConfigError):
             rollback(store, "release", stage, **words)
     assert store.moves("release") == []
 
 
 def test_rollback_restores_the_exact_bytes_as_a_new_move(store: DvcStore, refs: Refs) -> None:
-    first = promote(store, refs["release"], "production", **BY)
-    promote(store, refs["next"], "production", **BY)
+    first = promote(store, refs["release"], "production", thresholds=SHIPPED, **BY)
+    promote(store, refs["next"], "production", thresholds=SHIPPED, **BY)
     move = rollback(store, "release", "production", approver="lee", reason="complaints")
     assert (move.digest, move.counter, move.approver, move.evidence) == (first.digest, 3, "lee", first.evidence)
     current = store.stage("release", "production")
     assert current == refs["release"] and directory_digest(store.get(current))[0] == refs["release"].digest
     with pytest.raises(UnknownVersion, match="no earlier version"):
         rollback(store, "release", "production", **BY)  # and not back to the version that was left
-    promote(store, refs["next"], "production", **BY)
+    promote(store, refs["next"], "production", thresholds=SHIPPED, **BY)
     assert store.stage("release", "production") == refs["next"] and len(store.moves("release")) == 4
 
 
 def test_repeated_rollback_goes_further_back(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
     third = release_of(store, tmp_path / "work", refs, note="three")
     for ref in (refs["release"], refs["next"], third):
-        promote(store, ref, "production", **BY)
+        promote(store, ref, "production", thresholds=SHIPPED, **BY)
     digests = [rollback(store, "release", "production", **BY).digest for _ in range(2)]
     assert digests == [refs["next"].digest, refs["release"].digest]
 
 
 def test_rollback_to_damaged_bytes_is_refused(store: DvcStore, refs: Refs) -> None:
-    promote(store, refs["release"], "production", **BY)
-    promote(store, refs["next"], "production", **BY)
+    promote(store, refs["release"], "production", thresholds=SHIPPED, **BY)
+    promote(store, refs["next"], "production", thresholds=SHIPPED, **BY)
     path = store.get(refs["release"]) / "metrics.json"
     content = path.read_bytes()
     for copy in [p for p in store.root.rglob("*") if p.is_file() and ".git/" not in str(p) and p.read_bytes() == content]:
