@@ -8,13 +8,13 @@ Curation and the pre-training of the mini base both call it, so that the base ha
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from models.masks import make_mask
-from models.taxonomy import Task
+from models.taxonomy import MaskKind, Task
 
 
 class Made(NamedTuple):
@@ -24,6 +24,7 @@ class Made(NamedTuple):
     mask: Image.Image
     prompt: str
     target: Image.Image | None
+    mask_kind: MaskKind | Literal["given"]  # `given`: the user's own
 
 
 def make_condition(
@@ -50,13 +51,14 @@ def make_condition(
     prompt = _prompt(task, caption, words, truth or {}, verbatim)
     if prompt is None:
         return None
-    target = clean if task.condition == "clean" else image if mask is None else None
-    if mask is None:
-        region = {"object": object_mask, "word": words_mask, "scene": None, "clean": object_mask, "background": object_mask}[task.condition]
-        if region is None and task.condition in ("word", "clean", "background"):
-            return None  # nothing to write, to take away, or to keep
-        mask = make_mask(task.mask, image.size, region=region, rng=rng)
-    return Made(image, mask, prompt, target) if mask else None
+    if mask is not None:
+        return Made(image, mask, prompt, clean if task.condition == "clean" else None, "given")
+    region = {"object": object_mask, "word": words_mask, "scene": None, "clean": object_mask, "background": object_mask}[task.condition]
+    if region is None and task.condition in ("word", "clean", "background"):
+        return None  # nothing to write, to take away, or to keep
+    kind = task.mask[rng.integers(len(task.mask))]
+    drawn = make_mask(kind, image.size, region=region, rng=rng)
+    return Made(image, drawn, prompt, clean if task.condition == "clean" else image, kind) if drawn else None
 
 
 def _prompt(task: Task, caption: str, words: str, truth: dict[str, Any], verbatim: bool) -> str | None:

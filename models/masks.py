@@ -9,7 +9,7 @@ shape constant here is ours; lengths are given for 64 px and grow with the short
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 from scipy.ndimage import maximum_filter
 
 from models.errors import BadMask
@@ -19,7 +19,8 @@ PAD_PX = (2, 8)  # ours: a box is this much wider than what it covers, per side
 DILATE_PX = (2, 4)  # ours: an object's mask grows by this much, so that its soft edge is inside
 KEEP_SHARE = (0.50, 0.75)  # ours: share of width and height that a border mask keeps
 BOX_SHARE = (0.25, 0.50)  # ours: width and height of a box drawn where nothing is known
-STROKES = (2, 4)  # ours: corners of one brush line
+STROKES = (2, 4)  # ours: corners of one brush line drawn where nothing is known
+SWEEP_SHARE = (0.25, 0.45)  # ours: thickness of a brush that covers a thing, as a share of the thing's shorter side
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1; x1 and y1 exclusive
 
 
@@ -46,8 +47,9 @@ def binary(mask: Image.Image) -> Image.Image:
 def make_mask(kind: MaskKind, size: tuple[int, int], *, region: Image.Image | None, rng: np.random.Generator) -> Image.Image | None:
     """A mask of that kind for an image of `size` (width, height), drawn with `rng`.
 
-    `region` is what box, brush, object and background go around (L, 255 on it). Without it, box and brush are drawn
-    anywhere, and object and background cannot be made: None. None also when the mask would be empty or full.
+    `region` is what box, brush, object and background go around (L, 255 on it); the first three cover all of it. Without
+    it, box and brush are drawn anywhere, and object and background cannot be made: None. None also when the mask would be
+    empty or full.
     """
     if region is not None and region.getbbox() is None:
         region = None
@@ -56,7 +58,7 @@ def make_mask(kind: MaskKind, size: tuple[int, int], *, region: Image.Image | No
     elif kind == "box":
         mask = _rectangle(size, _padded(region, size, rng) if region else _anywhere(size, rng))
     elif kind == "brush":
-        mask = _brush(size, _padded(region, size, rng) if region else _anywhere(size, rng), rng)
+        mask = _sweep(binary(region), rng) if region else _stroke(size, _anywhere(size, rng), rng)
     elif region is None:
         return None
     elif kind == "object":
@@ -102,17 +104,40 @@ def _border(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     return mask
 
 
-def _brush(size: tuple[int, int], box: Box, rng: np.random.Generator) -> Image.Image:
-    """One thick zigzag from side to side of the box, round at its corners like a hand's."""
-    mask = Image.new("L", size, 0)
-    draw = ImageDraw.Draw(mask)
+def _stroke(size: tuple[int, int], box: Box, rng: np.random.Generator) -> Image.Image:
+    """One thick zigzag from side to side of the box."""
     x0, y0, x1, y1 = box
     count = int(rng.integers(STROKES[0], STROKES[1] + 1))
     thick = max(2, round(min(x1 - x0, y1 - y0) * rng.uniform(0.4, 0.7)))
     inset = thick // 2
     xs = np.linspace(x0 + inset, x1 - 1 - inset, count)
     ys = rng.uniform(y0 + inset, max(y0 + inset, y1 - 1 - inset) + 1e-6, count)
-    points = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
+    return _painted(size, list(zip(xs.tolist(), ys.tolist(), strict=True)), thick)
+
+
+def _sweep(region: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """One line to and fro over the region, across or up and down, as a hand paints over a thing it wants covered."""
+    upright = bool(rng.integers(2))
+    inside = np.asarray(region.transpose(Image.Transpose.TRANSPOSE) if upright else region) > 0  # [H, W]
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    thick = max(3, round(min(np.ptp(rows), np.ptp(columns)) * rng.uniform(*SWEEP_SHARE)))
+    points: list[tuple[float, float]] = []
+    for y in np.arange(rows[0] + 0.3 * thick, rows[-1] + 0.3 * thick, 0.6 * thick):  # passes overlap by two fifths
+        band = inside[max(0, int(y - thick / 2)) : int(y + thick / 2) + 1].any(0)
+        if not band.any():
+            continue  # between two parts of the region
+        ends = np.flatnonzero(band)[[0, -1]] + rng.uniform(-0.2, 0.2, 2) * thick
+        heights = y + rng.uniform(-0.1, 0.1, 2) * thick
+        ends, heights = (ends, heights) if len(points) % 4 == 0 else (ends[::-1], heights[::-1])
+        points += zip(ends.tolist(), heights.tolist(), strict=True)
+    painted = _painted(region.size, [(y, x) for x, y in points] if upright else points, thick)
+    return ImageChops.lighter(painted, region)  # a hand that slips goes over it again: no rounding leaves a gap
+
+
+def _painted(size: tuple[int, int], points: list[tuple[float, float]], thick: int) -> Image.Image:
+    """A line through the points, round at its corners and ends."""
+    mask = Image.new("L", size, 0)
+    draw = ImageDraw.Draw(mask)
     draw.line(points, fill=255, width=thick, joint="curve")
     for x, y in points:
         draw.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), fill=255)

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar, get_args
 import pydantic
 
 from models.errors import BadManifest
+from models.taxonomy import MaskKind
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -55,6 +56,7 @@ class Condition(_Row):
     prompt: str
     split: Split
     kind: Literal["scene", "photo", "user"]
+    mask_kind: MaskKind | Literal["given"] = "given"  # how the mask was made; `given` is the user's own
     truth: dict = {}
     tags: list[str] = []
 

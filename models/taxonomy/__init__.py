@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 import yaml
@@ -42,16 +42,24 @@ class Dimension(_Entry):
 
 
 class Task(_Entry):
-    """One editing task. `probability` is p_k of Algorithm 1; zero keeps a task out of training and reports."""
+    """One editing task. `probability` is p_k of Algorithm 1; zero keeps a task out of training and reports.
+
+    `mask` lists the kinds a mask is drawn from where the user gives none; a single name is a list of one.
+    """
 
     name: str
     title: str
     probability: float = pydantic.Field(ge=0, le=1)
-    mask: MaskKind
+    mask: tuple[MaskKind, ...] = pydantic.Field(min_length=1)
     prompt: PromptKind
     condition: ConditionKind
     dimensions: tuple[str, ...] = pydantic.Field(min_length=1)
     fixed_prompt: str | None = None
+
+    @pydantic.field_validator("mask", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @pydantic.model_validator(mode="after")
     def _fixed_prompt_given(self) -> Task:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.conditions import make_condition
+from models.conditions import Made, make_condition
 from models.errors import BadMask
 from models.masks import check_mask, dilate, make_mask
+from models.mini.scenes import render_scene
 from models.taxonomy import Taxonomy
 
 SIZE = (64, 48)
@@ -42,12 +43,32 @@ def test_each_kind_has_its_shape(disc, seed):
     kept = ~white(make_mask("border", SIZE, region=None, rng=rng))
     assert 0.5 - 0.03 <= kept.any(0).mean() <= 0.75 + 0.03 and 0.5 - 0.03 <= kept.any(1).mean() <= 0.75 + 0.03
     brush = white(make_mask("brush", SIZE, region=disc, rng=rng))
-    assert (brush & inside).sum() > 0.2 * inside.sum() and not (brush & ~dilated_box(disc, 9)).any()
+    assert brush[inside].all() and inside.sum() < brush.sum() and not (brush & ~dilated_box(disc, 9)).any()
+    rows, columns = np.where(brush.any(1))[0], np.where(brush.any(0))[0]
+    assert not brush[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()  # no rectangle
     assert white(make_mask("brush", SIZE, region=None, rng=rng)).any() and white(make_mask("box", SIZE, region=None, rng=rng)).any()
 
 
 def dilated_box(mask: Image.Image, by: int) -> np.ndarray:
     return white(dilate(mask, by))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_goes_around_an_object_covers_all_of_it(seed):
+    """The object is what the prompt asks for: left in the picture it would answer the request by itself."""
+    scene, rng = render_scene(seed), np.random.default_rng(seed)
+    inside = white(scene.object_mask)
+    for kind in ("box", "brush", "object"):
+        assert white(make_mask(kind, scene.image.size, region=scene.object_mask, rng=rng))[inside].all()
+
+
+def test_a_brush_covers_parts_that_lie_apart_and_single_pixels():
+    parts = Image.new("L", SIZE, 0)
+    parts.paste(255, (4, 4, 12, 9))
+    parts.paste(255, (40, 35, 41, 36))
+    for seed in range(20):
+        brush = white(make_mask("brush", SIZE, region=parts, rng=np.random.default_rng(seed)))
+        assert brush[white(parts)].all() and not brush.all()
 
 
 def test_equal_generators_draw_equal_masks(disc):
@@ -101,10 +122,30 @@ def test_a_picture_that_cannot_serve_a_task_makes_none():
     assert make_condition(taxonomy.task("fill"), image, caption="a sign", rng=rng) is not None
 
 
+def test_one_of_several_kinds_is_drawn_per_request_and_named(disc):
+    task, image = Taxonomy.load().task("fill"), Image.new("RGB", SIZE, "red")
+    assert set(task.mask) == {"box", "brush"}
+
+    def request(seed: int) -> Made:
+        made = make_condition(task, image, object_mask=disc, caption="a disc", rng=np.random.default_rng(seed))
+        assert made is not None
+        return made
+
+    made = [request(seed) for seed in range(60)]
+    drawn = [request.mask_kind for request in made]
+    assert 20 <= drawn.count("box") <= 40 and drawn.count("brush") == 60 - drawn.count("box")
+    assert drawn == [request(seed).mask_kind for seed in range(60)]
+    for request_ in made:
+        mask = white(request_.mask)
+        assert request_.target is image and mask[white(disc)].all()
+        rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
+        assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all() == (request_.mask_kind == "box")
+
+
 def test_the_users_own_mask_is_taken_as_it_is(disc):
     task = Taxonomy.load().task("extend")
     made = make_condition(task, Image.new("RGB", SIZE), caption="a sea", mask=disc, rng=np.random.default_rng(0))
-    assert made.mask is disc and made.target is None
+    assert made.mask is disc and made.mask_kind == "given" and made.target is None
 
 
 def test_a_condition_costs_under_a_millisecond(disc):

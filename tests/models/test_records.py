@@ -88,6 +88,13 @@ def test_the_shipped_taxonomy_is_the_papers():
     assert "text_alignment" not in taxonomy.task("extend_free").dimensions  # there is no prompt to agree with
 
 
+def test_a_single_kind_of_mask_is_a_list_of_one(tmp_path):
+    listed = Taxonomy.load(edited(tmp_path, lambda raw: raw["tasks"]["text"].update(mask=["box"])))
+    assert listed == Taxonomy.load() and listed.digest() == Taxonomy.load().digest()
+    fewer = Taxonomy.load(edited(tmp_path, lambda raw: raw["tasks"]["fill"].update(mask="box")))
+    assert fewer.task("fill").mask == ("box",) and fewer.digest() != listed.digest()
+
+
 def test_the_query_reads_the_prompt_only_where_the_dimension_does():
     taxonomy = Taxonomy.load()
     assert "a red hat" in taxonomy.query("fill", "text_alignment", "a red hat")
@@ -106,6 +113,8 @@ def test_the_query_reads_the_prompt_only_where_the_dimension_does():
         (lambda raw: raw["tasks"]["fill"].update(dimensions=["charm"]), "charm"),
         (lambda raw: raw["tasks"]["fill"].update(fixed_prompt="x"), "fixed_prompt"),
         (lambda raw: raw["tasks"]["fill"].update(mask="lasso"), "mask"),
+        (lambda raw: raw["tasks"]["fill"].update(mask=["box", "lasso"]), "mask"),
+        (lambda raw: raw["tasks"]["fill"].update(mask=[]), "mask"),
         (lambda raw: raw.pop("query"), "query"),
     ],
 )
@@ -139,5 +148,6 @@ def test_background_replacement_is_an_entry_not_code(tmp_path):
             made = to_mask(shards[f"{row.id}.mask"])
             kept = to_mask(sources[f"{row.source_id}.object"])
             assert (made + kept == 1).all() and row.prompt  # all but the object is to be made
+            assert row.mask_kind == "background"
             assert "Background replacement" in taxonomy.query(row.task, "text_alignment", row.prompt)
     assert (tmp_path / "curated" / "pictures" / "examples-new_background.png").exists()
