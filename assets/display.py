@@ -17,8 +17,9 @@ from PIL import Image
 from ops.folders import read_metrics
 
 INLINE_BYTES = 50_000
-PICTURES = 4
+PICTURES = 8
 ROWS = 60
+PER_TASK = ("examples-", "grid-")  # pictures of which there is one per task: behind those that sum up
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -29,7 +30,8 @@ def describe(folder: Path) -> dict[str, Any]:
             shown[name] = dg.MetadataValue.md(table(value))
         else:
             shown[name] = value
-    for path in sorted((folder / "pictures").glob("*.png"))[:PICTURES]:
+    paths = sorted((folder / "pictures").glob("*.png"), key=lambda path: (path.stem.startswith(PER_TASK), path.stem))
+    for path in paths[:PICTURES]:
         shown[f"picture {path.stem}"] = picture(path)
     return shown
 
@@ -64,15 +66,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def picture(path: Path) -> dg.MetadataValue:
-    """A picture inline as markdown, halved until it fits; by path if even 64 pixels are too many bytes."""
-    payload = path.read_bytes()
+    """A picture inline as markdown: as it is, or else as WebP, made smaller until it fits."""
+    payload, kind = path.read_bytes(), "png"
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     while len(payload) * 4 / 3 > INLINE_BYTES:
-        if max(image.size) < 64:
-            return dg.MetadataValue.path(path)
-        image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
+        if kind == "webp":
+            image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
-        image.save(buffer, format="PNG", optimize=True)
-        payload = buffer.getvalue()
-    return dg.MetadataValue.md(f"![{path.stem}](data:image/png;base64,{base64.b64encode(payload).decode()})")
+        image.save(buffer, "WEBP", quality=80)
+        payload, kind = buffer.getvalue(), "webp"
+    return dg.MetadataValue.md(f"![{path.stem}](data:image/{kind};base64,{base64.b64encode(payload).decode()})")

@@ -19,7 +19,8 @@ from models.errors import MissingWeights, ServerUnreachable
 
 POINTER = "data.dvc"
 HUB = "hub:"
-DOUBLES = ["flux1-*.safetensors", "ae.safetensors"]  # FLUX repositories hold every network once more, as single files
+# FLUX repositories hold every network once more, as single files; CLIP's hold pickles and other frameworks' weights beside safetensors.
+DOUBLES = ["flux1-*.safetensors", "ae.safetensors", "*.bin", "*.h5", "*.msgpack"]
 
 
 def ensure_data(repo_root: Path) -> Path:
@@ -55,7 +56,9 @@ def weights(source: str, repo_root: Path) -> Path:
     if not source.startswith(HUB):
         folder = repo_root / source
         if not folder.is_dir():
-            raise MissingWeights(f"There is no weights folder {folder}.", "Run `dvc pull`, or correct `models` in the preset.")
+            raise MissingWeights(
+                f"There is no weights folder {folder}.", "Run `dvc pull`, or correct `models` or `embedder` in the preset."
+            )
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -1,6 +1,6 @@
 """From pictures to editing requests: drop copies, keep a diverse subset, split by source image, make conditions.
 
-    curate(CurateConfig(), sources, out, Progress(print), embed=load_embedder("vae", base), taxonomy=Taxonomy.load())
+    curate(CurateConfig(), sources, out, Progress(print), embed=vae_embedder(base), taxonomy=Taxonomy.load())
 
 The paper: CLIP embeddings, then K-means, pick the diverse pool that feeds both the reward model and the RL. Everything is
 drawn from the seed: equal sources and configuration give equal conditions.
@@ -20,7 +20,6 @@ import numpy as np
 import pydantic
 import torch
 from PIL import Image
-from sklearn.cluster import KMeans
 
 from infra.progress import Progress
 from models.conditions import Made, make_condition
@@ -30,19 +29,21 @@ from models.images import to_tensor
 from models.records import SPLITS, Condition, Source, Split, read_rows, write_rows
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Task, Taxonomy
+from ops.diverse import Choice, choice_grid, choice_plot, choose
 from ops.embed import Embedder
 from ops.folders import save_picture, write_metrics
 from ops.pictures import grid, overlay
 
+OWN = "vae"
 EMBED_BATCH = 32
-EXAMPLES = 3  # rows of the example picture
+EXAMPLES = 4  # rows of a task's example picture
 
 
 class CurateConfig(OpConfig):
     """What becomes of the pool."""
 
     embedder: str = pydantic.Field(
-        "vae", description="'vae' (the base's own) or a CLIP checkpoint, folder or hub id (paper: CLIP; the VAE is ours)."
+        OWN, description="'vae' (the base's own), or a CLIP checkpoint: a folder or `hub:<id>[@revision]` (paper: CLIP; the VAE is ours)."
     )
     embed_size: int = pydantic.Field(64, ge=16, multiple_of=16, description="Side in px of what the embedder sees (ours).")
     phash_distance: int = pydantic.Field(4, ge=0, le=64, description="Bits of 64 within which two perceptual hashes mean a copy (ours).")
@@ -82,7 +83,13 @@ def curate(
     rows, shards = read_rows(sources / "sources.jsonl", Source), ShardReader(sources)
     unique, rejected = drop_copies(config, rows, shards)
     progress.say(f"{len(rows)} sources, {len(rows) - len(unique)} copies dropped")
-    chosen = diverse_subset(config, unique, shards, embed, progress)
+    chosen = unique
+    if len(unique) > config.subset:
+        choice = diverse_subset(config, unique, shards, embed, progress)
+        chosen = [row for row, kept in zip(unique, choice.kept, strict=True) if kept]
+        save_picture(out, "choice", choice_plot(choice))
+        save_picture(out, "clusters", choice_grid(choice, lambda index: shards[f"{unique[index].id}.image"]))
+        progress.say(f"{len(chosen)} kept of {len(unique)}, taken in turn from {len(set(choice.clusters))} clusters")
     splits = split_by_origin(config, chosen)
     conditions: list[Condition] = []
     with ShardWriter(out) as written, progress.bar("conditions", len(SPLITS), "split") as bar:
@@ -103,11 +110,13 @@ def curate(
     metrics = {
         "sources": len(rows),
         "chosen": len(chosen),
+        "left_out": len(unique) - len(chosen),
         "rejected_by_reason": dict(Counter(reason.split(":")[0] for _, reason in rejected)),
         "splits": {split: sum(c.split == split for c in conditions) for split in SPLITS},
         "origins": {split: len({c.truth["origin"] for c in conditions if c.split == split}) for split in SPLITS},
         "kinds": {split: dict(Counter(c.kind for c in conditions if c.split == split)) for split in SPLITS},
         "per_task": {t.name: {s: sum((c.task, c.split) == (t.name, s) for c in conditions) for s in SPLITS} for t in taxonomy.active},
+        "masks": {t.name: dict(Counter(c.mask_kind for c in conditions if c.task == t.name)) for t in taxonomy.active},
         "leaked_sources": leaked_sources(out),
     }
     write_metrics(out, metrics)
@@ -154,10 +163,8 @@ def _signature(row: Source, image: Image.Image, shards: ShardReader) -> str:
     return digest.hexdigest()
 
 
-def diverse_subset(config: CurateConfig, rows: list[Source], shards: ShardReader, embed: Embedder, progress: Progress) -> list[Source]:
-    """At most `config.subset` rows, in file order: clusters take turns, each giving its member nearest to the centre first."""
-    if len(rows) <= config.subset:
-        return rows
+def diverse_subset(config: CurateConfig, rows: list[Source], shards: ShardReader, embed: Embedder, progress: Progress) -> Choice:
+    """At most `config.subset` of the rows, by K-means over their embeddings."""
     side = (config.embed_size, config.embed_size)
     vectors = []
     with progress.bar("embed", len(rows), "image") as bar:
@@ -169,13 +176,7 @@ def diverse_subset(config: CurateConfig, rows: list[Source], shards: ShardReader
             vectors.append(embed(images))
             bar.advance(len(batch))
     points = torch.cat(vectors).double().numpy()  # [N, D]
-    means = KMeans(n_clusters=min(config.clusters, len(rows)), n_init=2, random_state=config.seed).fit(points)
-    distance = means.transform(points)[np.arange(len(rows)), means.labels_]  # [N] to the own centre
-    turn = np.zeros(len(rows), int)
-    for cluster in range(means.n_clusters):
-        members = np.flatnonzero(means.labels_ == cluster)
-        turn[members[np.argsort(distance[members], kind="stable")]] = np.arange(len(members))
-    return [rows[i] for i in sorted(np.lexsort((distance, turn))[: config.subset])]
+    return choose(points, count=config.subset, clusters=config.clusters, seed=config.seed)
 
 
 def split_by_origin(config: CurateConfig, rows: list[Source]) -> dict[str, Split]:
@@ -240,6 +241,7 @@ def _serve(
                 prompt=request.prompt,
                 split=split,
                 kind=row.kind,
+                mask_kind=request.mask_kind,
                 truth={**row.truth, "origin": _origin(row)},
                 tags=row.tags,
             )
@@ -279,14 +281,17 @@ def _require_every_split(conditions: list[Condition]) -> None:
 
 
 def _draw_examples(out: Path, conditions: list[Condition], taxonomy: Taxonomy) -> None:
+    """The first requests of each task, one of every kind of picture and of mask before a second of any."""
     shards = ShardReader(out)
     for task in taxonomy.active:
-        shown = [row for row in conditions if row.task == task.name][:EXAMPLES]
+        mine = [row for row in conditions if row.task == task.name]
+        firsts = list({(row.kind, row.mask_kind): row for row in reversed(mine)}.values())[::-1]
+        shown = (firsts + [row for row in mine if row not in firsts])[:EXAMPLES]
         cells = []
         for row in shown:
             image, key = shards[f"{row.id}.image"], f"{row.id}.target"
             target = shards[key] if key in shards else None  # noqa: SIM401 (a ShardReader is no dict)
             cells.append([image, overlay(image, shards[f"{row.id}.mask"]), target])
         if cells:
-            columns, captions = ["image", "asked", "target"], [row.prompt for row in shown]
+            columns, captions = ["image", "asked", "target"], [f"{row.prompt} ({row.mask_kind})" for row in shown]
             save_picture(out, f"examples-{task.name}", grid(cells, columns=columns, captions=captions))

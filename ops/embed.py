@@ -1,8 +1,8 @@
 """Pictures as vectors, for picking a diverse subset (the paper: CLIP embeddings, then K-means).
 
-embed = load_embedder("vae", base)                           # the preset's own VAE: nothing to fetch
-embed = load_embedder("openai/clip-vit-large-patch14", base)  # a CLIP checkpoint: hub id or folder
-vectors = embed(images)                                       # [B, 3, H, W] in [0, 1] -> [B, D], on the CPU
+embed = vae_embedder(base)            # the base's own VAE: nothing to fetch
+embed = clip_embedder(folder)         # a CLIP checkpoint
+vectors = embed(images)               # [B, 3, H, W] in [0, 1] -> [B, D], on the CPU
 """
 
 from __future__ import annotations
@@ -20,28 +20,17 @@ from models.errors import MissingWeights
 from models.images import to_pil
 
 Embedder = Callable[[Tensor], Tensor]
-OWN = "vae"
 
 
-def load_embedder(name: str, base: Path) -> Embedder:
-    """The embedder of that name: "vae" takes the VAE of `base` (diffusers layout), anything else a CLIP checkpoint.
+def vae_embedder(base: Path) -> Embedder:
+    """Mean and spread of each latent channel of a base's VAE: what colours and how much texture. D = 2 x latent channels.
 
-    Raises MissingWeights where the weights cannot be loaded.
+    Raises MissingWeights where the base (a folder in diffusers' layout) holds no VAE that loads.
     """
     try:
-        if name == OWN:
-            return _vae_embedder(AutoencoderKL.from_pretrained(base, subfolder="vae"))
-        return _clip_embedder(CLIPVisionModel.from_pretrained(name), CLIPImageProcessorPil.from_pretrained(name))
+        vae = AutoencoderKL.from_pretrained(base, subfolder="vae").eval().to(default_device())
     except OSError as error:
-        where = f"{base}/vae" if name == OWN else name
-        raise MissingWeights(
-            f"The embedder's weights cannot be loaded from {where}.", f"Use '{OWN}' with a base that holds one, or a CLIP checkpoint."
-        ) from error
-
-
-def _vae_embedder(vae: AutoencoderKL) -> Embedder:
-    """Mean and spread of each latent channel: what colours and how much texture. D = 2 x latent channels."""
-    vae.eval().to(default_device())
+        raise MissingWeights(f"The embedder's weights cannot be loaded from {base}/vae.", "Use a base that holds a VAE.") from error
 
     @torch.no_grad()
     def embed(images: Tensor) -> Tensor:
@@ -51,8 +40,13 @@ def _vae_embedder(vae: AutoencoderKL) -> Embedder:
     return embed
 
 
-def _clip_embedder(model: CLIPVisionModel, processor: CLIPImageProcessorPil) -> Embedder:
-    model.eval().to(default_device())
+def clip_embedder(folder: Path) -> Embedder:
+    """The pooled, normalised output of a CLIP checkpoint's vision tower. Raises MissingWeights where the folder is none."""
+    try:
+        model = CLIPVisionModel.from_pretrained(folder).eval().to(default_device())
+        processor = CLIPImageProcessorPil.from_pretrained(folder)
+    except OSError as error:
+        raise MissingWeights(f"The embedder's weights cannot be loaded from {folder}.", "Name a CLIP checkpoint, or 'vae'.") from error
 
     @torch.no_grad()
     def embed(images: Tensor) -> Tensor:

@@ -24,13 +24,15 @@ import pydantic
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.embeddings import get_timestep_embedding
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from infra.progress import Progress
 from models.config import OpConfig
 from models.errors import ExportError
 from models.flux_fill.loading import load_transformer
-from ops.folders import write_metrics
+from ops.folders import save_picture, write_metrics
+from ops.pictures import SERIES, stacked_bars
 
 FILE = "transformer.onnx"
 OUTPUT = "velocity"
@@ -301,5 +303,12 @@ def export_onnx(config: OnnxConfig, base: Path, policy: Path | None, out: Path, 
     metrics = _compare(out / FILE, arguments, references, config)
     size, worst = metrics["bytes"] / 1e6, metrics["relative_error"]
     progress.say(f"onnx: {size:.1f} MB, relative error {worst:.2e} at the worst of {len(metrics['shapes'])} shapes")
+    save_picture(out, "error", _error_plot(metrics["shapes"]))
     write_metrics(out, metrics)
     return metrics
+
+
+def _error_plot(shapes: list[dict[str, Any]]) -> Figure:
+    labels = [f"batch {row['batch']}, {row['image_tokens']} image and {row['text_tokens']} text tokens" for row in shapes]
+    errors = {"error": ([row["relative_error"] for row in shapes], SERIES[0])}
+    return stacked_bars(labels, errors, x="relative error of ONNX Runtime's velocity against torch's")

@@ -23,7 +23,7 @@ from models.errors import BadLabel, NotEnoughData
 from models.records import SPLITS, Candidate, Condition, Pair, Preference, read_rows, write_rows
 from models.taxonomy import Taxonomy
 from ops.folders import save_picture, write_metrics
-from ops.pictures import INK, LINE, SERIES
+from ops.pictures import LINE, SERIES, stacked_bars
 
 
 class PairConfig(OpConfig):
@@ -136,17 +136,8 @@ def _cell(cell: tuple[str, str], labels: list[Preference], used: list[Preference
 
 def _bars(cells: list[dict[str, Any]]) -> Figure:
     """Pairs per cell, stacked by split, with what was dropped at the end of each bar."""
-    figure = Figure(figsize=(5.2, 0.8 + 0.24 * len(cells)), layout="constrained")
-    axes = figure.add_subplot()
-    ends = [0.0] * len(cells)
-    parts = [(split, [cell[f"n_{split}"] for cell in cells], SERIES[index]) for index, split in enumerate(SPLITS)]
-    for name, counts, colour in [*parts, ("dropped", [cell["ties"] + cell["contradictions"] for cell in cells], LINE)]:
-        axes.barh(range(len(cells)), counts, left=ends, color=colour, label=name, height=0.7)
-        ends = [end + count for end, count in zip(ends, counts, strict=True)]
-    axes.set_yticks(range(len(cells)), [f"{cell['task']} · {cell['dimension']}" for cell in cells], fontsize=8, color=INK)
-    axes.invert_yaxis()
-    axes.set_xlabel("pairs", fontsize=9)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    figure.legend(loc="outside upper right", ncols=4, frameon=False, fontsize=9)
-    return figure
+    parts: dict[str, tuple[list[float], str]] = {
+        split: ([cell[f"n_{split}"] for cell in cells], colour) for split, colour in zip(SPLITS, SERIES, strict=False)
+    }
+    parts["dropped"] = ([cell["ties"] + cell["contradictions"] for cell in cells], LINE)
+    return stacked_bars([f"{cell['task']} · {cell['dimension']}" for cell in cells], parts, x="pairs")

@@ -43,7 +43,8 @@ def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
 def grid(
     rows: Sequence[Sequence[Image.Image | None]], *, columns: Sequence[str], captions: Sequence[str] | None = None, cell: int = 128
 ) -> Image.Image:
-    """Images side by side, `cell` pixels on their longer side, with a heading per column and a caption above each row.
+    """Images side by side, `cell` pixels on their longer side, with a heading per column (no line of them where all are empty)
+    and a caption above each row.
 
     None leaves a cell empty. Raises ValueError when a row's length differs from the number of columns.
     """
@@ -52,13 +53,14 @@ def grid(
             raise ValueError(f"a row of {len(row)} images under {len(columns)} columns")
     font, small = ImageFont.load_default(14), ImageFont.load_default(12)
     width = len(columns) * (cell + _GAP) + _GAP
-    wrapped = [textwrap.wrap(text, max(12, width // 7)) or [""] for text in captions] if captions else [[] for _ in rows]
-    height = _GAP + _LINE_HEIGHT + sum(len(lines) * _LINE_HEIGHT + cell + _GAP for lines in wrapped)
+    wrapped = [textwrap.wrap(text, max(12, width // 7)) for text in captions] if captions else [[] for _ in rows]
+    heading = _LINE_HEIGHT if any(columns) else 0
+    height = _GAP + heading + sum(len(lines) * _LINE_HEIGHT + cell + _GAP for lines in wrapped)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for index, name in enumerate(columns):
         draw.text((_GAP + index * (cell + _GAP), _GAP // 2), name, fill=INK, font=font)
-    top = _GAP + _LINE_HEIGHT
+    top = _GAP + heading
     for row, lines in zip(rows, wrapped, strict=True):
         for line in lines:
             draw.text((_GAP, top), line, fill=QUIET, font=small)
@@ -86,7 +88,7 @@ def curves(
     smooth: int = 1,
 ) -> Figure:
     """One line per series of (x, y) values. `smooth` > 1 draws the running mean over that many points on top of the faint raw line."""
-    figure, axes = _plot(4.8, 2.9, title)
+    figure, axes = plot(4.8, 2.9, title)
     for index, (name, (xs, ys)) in enumerate(series.items()):
         colour = SERIES[index % len(SERIES)]
         values = np.asarray(ys, dtype=float)
@@ -114,7 +116,7 @@ def rates(
     limits: tuple[float, float] = (0, 1),
 ) -> Figure:
     """Rates with their intervals, one line per label and one dot per series. Entries are (rate, lo, hi); None where there is no figure."""
-    figure, axes = _plot(4.8, 0.9 + 0.2 * len(labels) * (1 + 0.6 * len(series)), title)
+    figure, axes = plot(4.8, 0.9 + 0.2 * len(labels) * (1 + 0.6 * len(series)), title)
     if reference is not None:
         axes.axvline(reference, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
     for index, (name, entries) in enumerate(series.items()):
@@ -132,6 +134,22 @@ def rates(
     axes.set_xlabel(x)
     axes.grid(axis="y", visible=False)
     _legend(figure, axes, len(series))
+    return figure
+
+
+def stacked_bars(labels: Sequence[str], parts: Mapping[str, tuple[Sequence[float], str]], *, x: str) -> Figure:
+    """One horizontal bar per label, made of parts in order; each part has its lengths and its colour."""
+    figure, axes = plot(5.2, 0.8 + 0.24 * len(labels))
+    ends = [0.0] * len(labels)
+    for name, (lengths, colour) in parts.items():
+        axes.barh(range(len(labels)), lengths, left=ends, color=colour, label=name, height=0.7)
+        ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.invert_yaxis()
+    axes.set_xlabel(x)
+    axes.grid(axis="y", visible=False)
+    _legend(figure, axes, len(parts))
     return figure
 
 
@@ -175,7 +193,8 @@ def svg(figure: Figure) -> str:
     return text
 
 
-def _plot(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+def plot(width: float, height: float, title: str = "") -> tuple[Figure, Axes]:
+    """An empty plot of that size in inches, in the house's style."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     for side in ("top", "right", "left"):

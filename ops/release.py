@@ -29,6 +29,8 @@ from models.model_card import Card, render_card
 from ops.folders import read_metrics, write_metrics
 from ops.win_rates import read_items
 
+BEFORE_AFTER = "before_after.png"  # the policy's own picture of the base's edits and its own (ops/policy_health.py)
+
 
 class ReleaseConfig(OpConfig):
     """How the release is saved and what its card says about the base."""
@@ -52,7 +54,7 @@ def assemble_release(
     lineage: Sequence[Mapping[str, Any]],
     gates: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Write `model/`, `onnx/`, `engine/`, `README.md` and `metrics.json`.
+    """Write `model/`, `onnx/`, `engine/`, `README.md`, `pictures/` and `metrics.json`.
 
     Args:
         policy: the artifact that is released. evaluation: the one that measured it.
@@ -68,6 +70,8 @@ def assemble_release(
     _save_pipeline(config, base, policy, out / "model")
     shutil.copytree(onnx, out / "onnx")
     shutil.copytree(engine, out / "engine")
+    (out / "pictures").mkdir()
+    shutil.copyfile(policy / "pictures" / BEFORE_AFTER, out / "pictures" / BEFORE_AFTER)
     unverified = _not_verified(measured, mode, built)
     card = Card(
         title=config.title,

@@ -28,13 +28,15 @@ from models.masks import check_mask
 from models.mini.photos import PHOTOGRAPHS, photo_crops
 from models.mini.scenes import render_scene
 from models.records import Source, write_rows
-from models.shards import ShardWriter
+from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
-from ops.folders import write_metrics
+from ops.folders import save_picture, write_metrics
+from ops.pictures import grid, overlay
 
 GRID = 16  # the VAE's factor 8 times FLUX's 2x2 packing: every side must be a multiple
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 MASK_SUFFIX = ".mask.png"
+SHEET_ROWS, SHEET_COLUMNS = 3, 10  # of each kind, in the picture
 SEED_SIZE = 64  # seed data has no size of its own to keep
 
 
@@ -80,7 +82,7 @@ class _Refused:
 
 
 def source_images(config: SourceConfig, out: Path, progress: Progress, taxonomy: Taxonomy | None = None) -> dict[str, Any]:
-    """Write `sources.jsonl`, `rejected.jsonl`, shards and `metrics.json` into `out`; return the metrics.
+    """Write `sources.jsonl`, `rejected.jsonl`, shards, a picture and `metrics.json` into `out`; return the metrics.
 
     Raises BadManifest for a path that is neither a folder nor a manifest, NotEnoughData when no picture is left.
     """
@@ -105,6 +107,7 @@ def source_images(config: SourceConfig, out: Path, progress: Progress, taxonomy:
     (out / "rejected.jsonl").write_text("".join(json.dumps({"name": r.name, "reason": r.reason}) + "\n" for r in refused))
     if refused:
         progress.say(f"{len(refused)} rejected, first {refused[0].name}: {refused[0].reason}")
+    save_picture(out, "sources", _contact_sheet(rows, ShardReader(out)))
     metrics = {
         "sources": len(rows),
         "by_kind": dict(Counter(row.kind for row in rows)),
@@ -114,6 +117,26 @@ def source_images(config: SourceConfig, out: Path, progress: Progress, taxonomy:
     }
     write_metrics(out, metrics)
     return metrics
+
+
+def _contact_sheet(rows: list[Source], shards: ShardReader) -> Image.Image:
+    """Some pictures of every kind, at even distances in the pool; a user's mask is laid over its picture."""
+    table: list[list[Image.Image | None]] = []
+    captions = []
+    for kind in dict.fromkeys(row.kind for row in rows):
+        mine = [row for row in rows if row.kind == kind]
+        count = min(len(mine), SHEET_ROWS * SHEET_COLUMNS)
+        shown = [mine[index * len(mine) // count] for index in range(count)]
+        pictures: list[Image.Image | None] = [
+            overlay(shards[f"{row.id}.image"], shards[f"{row.id}.object"])
+            if kind == "user" and f"{row.id}.object" in shards
+            else shards[f"{row.id}.image"]
+            for row in shown
+        ]
+        pictures += [None] * (-len(pictures) % SHEET_COLUMNS)
+        table += [pictures[start : start + SHEET_COLUMNS] for start in range(0, len(pictures), SHEET_COLUMNS)]
+        captions += [f"{kind}: {count} of {len(mine)}", *[""] * (len(pictures) // SHEET_COLUMNS - 1)]
+    return grid(table, columns=[""] * SHEET_COLUMNS, captions=captions, cell=64)
 
 
 def _items(config: SourceConfig, taxonomy: Taxonomy) -> tuple[Iterator[_Taken | _Refused], int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from infra.progress import Progress
 from ops.export_onnx import OnnxConfig, export_onnx
+from ops.folders import save_picture
 from tests.models.tiny import save_tiny_flux, tiny_transformer
 
 
@@ -19,9 +21,10 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy artifact's `transformer/`, with other weights than the base's."""
+    """A policy artifact's `transformer/`, with other weights than the base's, and its picture."""
     folder = tmp_path_factory.mktemp("policy")
     tiny_transformer(seed=1).save_pretrained(folder / "transformer")
+    save_picture(folder, "before_after", Image.new("RGB", (8, 8)))
     return folder
 
 

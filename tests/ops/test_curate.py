@@ -17,7 +17,7 @@ from models.records import Condition, Source, read_rows, write_rows
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
 from ops.curate import CurateConfig, curate, leaked_sources
-from ops.embed import load_embedder
+from ops.embed import clip_embedder, vae_embedder
 from ops.source import SourceConfig, source_images
 
 
@@ -61,6 +61,8 @@ def test_seed_data_serves_every_task_in_every_split(seed_data, tmp_path):
     assert max(np.unique([row.source_id for row in rows], return_counts=True)[1]) <= 2
     assert all(path.stat().st_size < 200_000 for path in (tmp_path / "out" / "pictures").iterdir())
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == len(Taxonomy.load().active)
+    assert set(metrics["masks"]["fill"]) == {"box", "brush"} and sum(metrics["masks"]["fill"].values()) == 14
+    assert metrics["left_out"] == 0  # nothing was embedded
 
 
 def test_no_origin_and_no_pixels_in_two_splits(seed_data, tmp_path):
@@ -148,7 +150,8 @@ def test_the_subset_takes_from_every_cluster(tmp_path):
 
     pictures = [(plain(20, seed), {}) for seed in range(20)] + [(plain(110, 30), {}), (plain(111, 31), {}), (plain(200, 32), {})]
     rows, metrics, _ = run(save_sources(tmp_path / "in", pictures), tmp_path / "out", subset=6, clusters=3, tasks_per_source=3)
-    assert metrics["chosen"] == 6
+    assert metrics["chosen"] == 6 and metrics["left_out"] == 17
+    assert {"choice", "clusters"} <= {path.stem for path in (tmp_path / "out" / "pictures").iterdir()}
     assert {"user-000020", "user-000021", "user-000022"} <= {row.source_id for row in rows}
 
 
@@ -174,11 +177,11 @@ def test_both_embedders_tell_pictures_apart(tmp_path):
     CLIPVisionModel(config).save_pretrained(tmp_path / "clip")
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path / "clip")
     images = torch.stack([to_tensor(noise(0)), to_tensor(noise(1)), to_tensor(noise(0))])
-    for name, width in (("vae", 8), (str(tmp_path / "clip"), 16)):
-        vectors = load_embedder(name, tmp_path)(images)
+    for embed, width in ((vae_embedder(tmp_path), 8), (clip_embedder(tmp_path / "clip"), 16)):
+        vectors = embed(images)
         assert vectors.shape == (3, width) and not vectors.requires_grad
         torch.testing.assert_close(vectors[0], vectors[2])
         assert (vectors[0] - vectors[1]).abs().max() > 1e-4
-    for name in ("vae", str(tmp_path / "nowhere")):
-        with pytest.raises(MissingWeights):
-            load_embedder(name, tmp_path / "nowhere")
+    for load in (vae_embedder, clip_embedder):
+        with pytest.raises(MissingWeights, match="nowhere"):
+            load(tmp_path / "nowhere")

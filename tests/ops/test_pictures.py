@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ops.folders import save_picture
-from ops.pictures import MASK_TINT, curves, grid, overlay, rates, svg, table
+from ops.pictures import MASK_TINT, SERIES, curves, grid, overlay, rates, stacked_bars, svg, table
 
 
 def _plain(colour: str, size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -46,6 +46,19 @@ def test_grid_places_every_image_under_its_heading() -> None:
 def test_grid_refuses_ragged_rows() -> None:
     with pytest.raises(ValueError, match="1 images under 2 columns"):
         grid([[_plain("red")]], columns=["one", "two"])
+
+
+def test_a_grid_without_headings_or_captions_has_no_room_for_them() -> None:
+    rows = [[_plain("red"), _plain("lime")]] * 2
+    bare = grid(rows, columns=["", ""], cell=64)
+    assert grid(rows, columns=["one", ""], cell=64).height > bare.height
+    assert grid(rows, columns=["", ""], captions=["first", ""], cell=64).height - bare.height < 2 * 17
+
+
+def test_stacked_bars_end_where_their_parts_add_up_to() -> None:
+    figure = stacked_bars(["a", "b"], {"won": ([1, 2], SERIES[0]), "lost": ([3, 0], SERIES[1])}, x="pairs")
+    ends = [bar.get_x() + bar.get_width() for bar in figure.axes[0].patches]
+    assert ends == [1, 2, 4, 2] and [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b"]
 
 
 def test_plots_are_small_and_repeat_byte_for_byte(tmp_path: Path) -> None:

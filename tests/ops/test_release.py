@@ -12,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 
 from infra.progress import Progress
 from infra.stores.base import directory_digest
@@ -19,7 +20,7 @@ from models.errors import ExportError, MissingWeights
 from models.flux_fill import FluxFillCFGPipeline
 from models.flux_fill.loading import load_pipeline, load_transformer
 from models.taxonomy import Taxonomy
-from ops.folders import read_metrics, write_metrics
+from ops.folders import read_metrics, save_picture, write_metrics
 from ops.release import ReleaseConfig, assemble_release
 from ops.win_rates import Item, recompute, write_items
 from tests.models.tiny import tiny_picture, tiny_transformer
@@ -108,6 +109,15 @@ def test_the_model_folder_is_a_pipeline_with_only_the_transformer_changed(
     assert edit.shape == (1, 64, 64, 3)
 
 
+def test_the_card_shows_the_policys_own_picture(
+    assemble: Callable[..., dict[str, Any]], parts: dict[str, Path], tiny_policy: Path
+) -> None:
+    assemble(tiny_policy)
+    shown = "pictures/before_after.png"
+    assert f"]({shown})" in (parts["out"] / "README.md").read_text()
+    assert (parts["out"] / shown).read_bytes() == (tiny_policy / shown).read_bytes()
+
+
 def test_the_exports_are_copied_byte_for_byte(assemble: Callable[..., dict[str, Any]], parts: dict[str, Path], tiny_policy: Path) -> None:
     assemble(tiny_policy)
     assert directory_digest(parts["out"] / "onnx") == directory_digest(parts["onnx"])
@@ -148,6 +158,7 @@ def test_tables_are_whole(assemble: Callable[..., dict[str, Any]], parts: dict[s
 def test_an_adapter_is_merged(assemble: Callable[..., dict[str, Any]], parts: dict[str, Path], tiny_base: Path, tmp_path: Path) -> None:
     adapted = get_peft_model(tiny_transformer(), LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "policy" / "adapter")
+    save_picture(tmp_path / "policy", "before_after", Image.new("RGB", (8, 8)))
     assemble(tmp_path / "policy")
     released = FluxFillCFGPipeline.from_pretrained(parts["out"] / "model").transformer.state_dict()
     base = load_transformer(tiny_base).state_dict()

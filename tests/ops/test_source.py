@@ -44,6 +44,7 @@ def test_a_folder_with_masks_and_captions(tmp_path):
     assert [(r.kind, r.caption, r.truth["origin"]) for r in rows] == [("user", "a cat", "user-a.png"), ("user", "", "user-deeper/b.jpg")]
     assert rejected == {} and metrics["sources"] == 2
     assert shards[f"{rows[0].id}.image"].size == (64, 64) and shards[f"{rows[1].id}.image"].mode == "RGB"
+    assert (tmp_path / "out" / "pictures" / "sources.png").exists()
     assert set(np.unique(np.asarray(shards[f"{rows[0].id}.object"]))) == {0, 255} and f"{rows[1].id}.object" not in shards
 
 
