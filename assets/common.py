@@ -7,9 +7,9 @@ A stage is a function from `Work` to the metrics its op returned:
         return curate(work.config, work.inputs["source_images"], work.out, work.progress, ...)
 
 An asset is a version. Its key is the digest of the op's sources, the libraries' versions, the resolved configuration, the
-taxonomy, the parents and the base weights. Where the store already holds that key the version is reused; otherwise the op
-fills an empty folder which becomes a version only when it is complete. Assets hand each other an `ArtifactRef` in their
-materialization.
+taxonomy, the parents, the base weights and what else the stage says it depends on. Where the store already holds that key
+the version is reused; otherwise the op fills an empty folder which becomes a version only when it is complete. Assets hand
+each other an `ArtifactRef` in their materialization.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from ops.promote import RELEASE, STAGES
 
 OWNER = "team:editing"
 GPU_POOL = "gpu"
-LIBRARIES = ("torch", "diffusers", "transformers", "peft")  # what the numbers come from besides our own code
+LIBRARIES = ("numpy", "torch", "diffusers", "transformers", "peft")  # where draws and numbers come from besides our own code
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ class Stage:
     models: tuple[str, ...] = ()  # base weights it reads: "flux", "judge"
     gpu: bool = False
     modes: tuple[str, ...] = ()  # partitions
+    libraries: tuple[str, ...] = ()  # distributions that its result comes from, besides LIBRARIES
     depends: Callable[[Work], dict[str, str]] | None = None  # what else the result depends on, for the key
     uses: Callable[[Work], ArtifactRef | None] | None = None  # an earlier release it is made with; becomes a parent
     standing: Callable[[Work], ArtifactRef | None] | None = None  # a version that makes the work needless
@@ -188,10 +189,14 @@ class Made:
 
 
 def work_key(work: Work) -> str:
-    """The key under which the result is stored: equal keys mean the work is already done."""
+    """The key under which the result is stored: equal keys mean the work is already done.
+
+    Device and number of threads move the last bits of sums; they are no inputs, else a version made on one machine would be
+    worth nothing on another.
+    """
     parts = {
         "code": code_version(work.stage.file),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": {name: importlib.metadata.version(name) for name in (*LIBRARIES, *work.stage.libraries)},
         "config": work.config.digest(),
         "taxonomy": work.taxonomy.digest(),
         "mode": work.mode,

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnxruntime
+
 from assets.common import Work, stage
 from assets.winner import winner
 from ops.export_onnx import OnnxConfig, export_onnx
 
 
-@stage(config=OnnxConfig, parents=("policy", "evaluation"), group="export", kinds={"onnx"}, models=("flux",))
+def _runtime(work: Work) -> dict[str, str]:
+    """Parity is measured in ONNX Runtime, which comes as one of two distributions."""
+    return {"onnxruntime": onnxruntime.__version__}
+
+
+@stage(
+    config=OnnxConfig,
+    parents=("policy", "evaluation"),
+    group="export",
+    kinds={"onnx"},
+    models=("flux",),
+    libraries=("onnx", "onnxscript"),
+    depends=_runtime,
+)
 def onnx(work: Work) -> dict[str, Any]:
     """The transformer with dynamic batch and lengths, and its parity with torch in ONNX Runtime."""
     return export_onnx(work.config, work.flux, work.inputs[winner(work)], work.out, work.progress)

@@ -14,6 +14,7 @@ from ops.train_policy import MODES, TrainPolicyConfig, train_policy
     group="training",
     kinds={"pytorch", "huggingface"},
     models=("flux",),
+    libraries=("accelerate",),
     gpu=True,
     modes=MODES,
 )

@@ -21,7 +21,14 @@ def _pool(work: Work) -> dict[str, str]:
     return {"manifest": listed, "folder": directory_digest(folder)[0] if folder.is_dir() else ""}
 
 
-@stage(config=source.SourceConfig, parents=(), group="data", kinds={"python"}, depends=_pool)
+@stage(
+    config=source.SourceConfig,
+    parents=(),
+    group="data",
+    kinds={"python"},
+    libraries=("pillow", "scikit-image", "matplotlib"),  # decoding and resizing, the photographs, the scenes' font
+    depends=_pool,
+)
 def source_images(work: Work) -> dict[str, Any]:
     """The user's folder or manifest, or the seed data: every image checked, brought to size, the refused listed with reasons."""
     return source.source_images(work.config, work.out, work.progress, work.taxonomy)

@@ -1,7 +1,8 @@
 """What an asset's result depends on in this repository: `code_version` hashes the sources its op is made of.
 
 The hash runs over the syntax trees of the asset's module and of every module of `ops/` and `models/` it imports, directly or
-not. Comments and layout are no part of a tree, so correcting a comment does not retrain a policy.
+not, and over the templates of those modules' names beside them. Comments and layout are no part of a tree, so correcting a
+comment does not retrain a policy.
 `assets/common.py`, `infra/` and Dagster move bytes and are left out.
 """
 
@@ -43,7 +44,10 @@ def _imported(tree: ast.AST) -> Iterator[Path]:
 @cache
 def _parsed(path: Path) -> tuple[str, frozenset[Path]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), frozenset(_imported(tree))
+    digest = hashlib.sha256(ast.unparse(tree).encode())
+    for template in sorted(path.parent.glob(f"{path.stem}.*.j2")):
+        digest.update(template.read_bytes())
+    return digest.hexdigest(), frozenset(_imported(tree))
 
 
 def source_files(module: Path) -> list[Path]:

@@ -90,7 +90,7 @@ class LabelStore:
         """Add labels, all or none, and return how many are new or changed. A label already there is left alone.
 
         Raises BadLabel when two rows, or a row and the database, give one annotator two answers to one question; `replace`
-        lets the new answer stand instead of the database's.
+        lets the new answer stand instead of the database's, but a script's never instead of a person's.
         """
         wanted: dict[tuple[str, str, str], Preference] = {}
         for row in rows:
@@ -103,7 +103,7 @@ class LabelStore:
             fresh = []
             for key, row in wanted.items():
                 old = there.get(key)
-                if old is not None and old.row() == row:
+                if old is not None and (old.row() == row or (replace and (old.source, row.source) == ("import", "scripted"))):
                     continue
                 if old is not None and not replace:
                     raise BadLabel(

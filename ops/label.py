@@ -1,7 +1,8 @@
 """Best and worst of each condition's candidates, per dimension: by a scripted annotator, or imported from people.
 
     labels = LabelStore("sqlite:///labels.db")
-    label_scripted(LabelConfig(), curated, candidates, labels, digest, taxonomy, out, Progress(print))
+    label_scripted(LabelConfig(), curated, candidates, imported(labels, digest), taxonomy, out, Progress(print))
+    record_scripted(out, labels, digest)
     import_labels(Path("from-people.jsonl"), curated, candidates, labels, digest, taxonomy)
     export_labels(Path("all.jsonl"), labels, digest)
 
@@ -18,22 +19,27 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydantic
+from matplotlib.figure import Figure
+from PIL import Image
 
 from infra.labels import LabelStore
 from infra.progress import Progress
 from models.config import OpConfig
 from models.errors import BadLabel, BadManifest, NotEnoughData
 from models.images import paste, to_mask, to_tensor
+from models.masks import binary
 from models.mini.measures import measure
 from models.records import Candidate, Condition, Preference, read_rows, write_rows
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
-from ops.folders import write_metrics
+from ops.folders import save_picture, write_metrics
+from ops.pictures import LINE, SERIES, grid, overlay, stacked_bars
 
 
 class LabelConfig(OpConfig):
@@ -54,43 +60,54 @@ def label_scripted(
     config: LabelConfig,
     curated: Path,
     candidates: Path,
-    labels: LabelStore,
-    candidates_digest: str,
+    people: Sequence[Preference],
     taxonomy: Taxonomy,
     out: Path,
     progress: Progress,
 ) -> dict[str, Any]:
     """Label every condition with a known perfect edit, and write these labels and people's for the same candidates into `out`.
 
-    Writes `preferences.jsonl` and `metrics.json`; returns the metrics. Running again changes nothing. Raises NotEnoughData
-    when there is no label at all.
+    Writes `preferences.jsonl`, pictures and `metrics.json`; returns the metrics. The label database is not touched: see
+    `record_scripted`. Raises NotEnoughData when there is no label at all.
     """
     conditions = {row.id: row for row in read_rows(curated / "conditions.jsonl", Condition)}
     shown = _by_condition(candidates)
-    preferences = [row for row in labels.rows(candidates_digest) if row.source == "import"]
+    preferences = list(people)
     if config.scripted:
         scores = _scores(conditions, shown, curated, candidates, taxonomy, progress)
         spread = _spread(conditions, scores)
         rows = [_judge(config, conditions[condition], dimension, values, spread) for (condition, dimension), values in scores.items()]
-        people = {_question(row) for row in preferences}  # the script never writes over a person of its name
-        rows = [row for row in rows if _question(row) not in people]
-        new = labels.add(rows, candidates_digest, replace=True)
-        progress.say(f"{config.annotator}: {len(rows)} labels, {new} of them new")
-        preferences = sorted(preferences + rows, key=_question)
+        answered = {_question(row) for row in people}  # the script never answers for a person of its name
+        preferences += [row for row in rows if _question(row) not in answered]
+        preferences.sort(key=_question)
     if not preferences:
         raise NotEnoughData(
             "There is no label for these candidates.", "Import labels of people, or use conditions whose perfect edit is known."
         )
     write_rows(out / "preferences.jsonl", preferences)
+    cells = _cells(conditions, preferences, taxonomy)
     metrics = {
         "labels": len(preferences),
         "annotators": dict(Counter(row.annotator for row in preferences)),
         "sources": dict(Counter(row.source for row in preferences)),
         "unlabelled_conditions": len(shown.keys() - {row.condition_id for row in preferences}),
-        "cells": _cells(conditions, preferences, taxonomy),
+        "cells": cells,
     }
+    save_picture(out, "labels", _bars(cells))
+    _draw_examples(out, conditions, preferences, curated, candidates, taxonomy)
     write_metrics(out, metrics)
     return metrics
+
+
+def imported(labels: LabelStore, candidates_digest: str) -> list[Preference]:
+    """People's labels for these candidates."""
+    return [row for row in labels.rows(candidates_digest) if row.source == "import"]
+
+
+def record_scripted(preferences: Path, labels: LabelStore, candidates_digest: str) -> int:
+    """Put a preferences artifact's scripted labels into the database, all or none; the number of new or changed ones."""
+    rows = read_rows(preferences / "preferences.jsonl", Preference)
+    return labels.add([row for row in rows if row.source == "scripted"], candidates_digest, replace=True)
 
 
 def _question(row: Preference) -> tuple[str, str, str]:
@@ -164,12 +181,65 @@ def _judge(
 
 
 def _cells(conditions: dict[str, Condition], preferences: list[Preference], taxonomy: Taxonomy) -> list[dict[str, Any]]:
-    asked = Counter((conditions[row.condition_id].task, row.dimension) for row in preferences)
-    tied = Counter((conditions[row.condition_id].task, row.dimension) for row in preferences if row.tie)
-    return [
-        {"task": cell[0], "dimension": cell[1], "labels": asked[cell], "ties": tied[cell], "ties_share": tied[cell] / max(1, asked[cell])}
-        for cell in taxonomy.cells
-    ]
+    asked: dict[tuple[str, str], list[Preference]] = defaultdict(list)
+    for row in preferences:
+        asked[conditions[row.condition_id].task, row.dimension].append(row)
+    found = []
+    for task, dimension in taxonomy.cells:
+        rows = asked[task, dimension]
+        decided = Counter(row.source for row in rows if not row.tie)
+        ties = sum(row.tie for row in rows)
+        found.append(
+            {
+                "task": task,
+                "dimension": dimension,
+                "labels": len(rows),
+                "decided_by_script": decided["scripted"],
+                "decided_by_people": decided["import"],
+                "ties": ties,
+                "ties_share": ties / max(1, len(rows)),
+            }
+        )
+    return found
+
+
+def _bars(cells: list[dict[str, Any]]) -> Figure:
+    """Labels per cell by where they come from, with the ties at the end of each bar."""
+    parts = {
+        name.replace("_", " "): ([cell[name] for cell in cells], colour)
+        for name, colour in (("decided_by_script", SERIES[0]), ("decided_by_people", SERIES[1]), ("ties", LINE))
+    }
+    return stacked_bars([f"{cell['task']} · {cell['dimension']}" for cell in cells], parts, x="labels")
+
+
+def _draw_examples(
+    out: Path,
+    conditions: dict[str, Condition],
+    preferences: list[Preference],
+    curated: Path,
+    candidates: Path,
+    taxonomy: Taxonomy,
+) -> None:
+    """For each dimension of a task its first answer that is no tie, each about another condition while there are some."""
+    asked, answered = ShardReader(curated), ShardReader(candidates)
+    for task in taxonomy.active:
+        decided = [row for row in preferences if conditions[row.condition_id].task == task.name and not row.tie]
+        cells, captions, used = [], [], set()
+        for dimension in task.dimensions:
+            rows = [row for row in decided if row.dimension == dimension]
+            row = min(rows, key=lambda row: row.condition_id in used, default=None)
+            if row is None:
+                continue
+            used.add(row.condition_id)
+            source, mask = asked[f"{row.condition_id}.image"], asked[f"{row.condition_id}.mask"]
+            best, worst = (Image.composite(answered[str(name)], source, binary(mask)) for name in (row.best, row.worst))
+            key = f"{row.condition_id}.target"
+            target = asked[key] if key in asked else None  # noqa: SIM401 (a ShardReader is no dict)
+            cells.append([overlay(source, mask), best, worst, target])
+            captions.append(f"{taxonomy.dimension(dimension).title}: {conditions[row.condition_id].prompt} ({row.annotator})")
+        if cells:
+            columns = ["asked", "best", "worst", "ideal"]
+            save_picture(out, f"examples-{task.name}", grid(cells, columns=columns, captions=captions, cell=112))
 
 
 class _Answer(pydantic.BaseModel):

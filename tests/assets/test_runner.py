@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import importlib.metadata
+import io
 import os
 import resource
 from dataclasses import replace
@@ -17,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from assets.common import Stage, Work, make, stage
-from assets.display import INLINE_BYTES, describe, picture
+from assets.display import INLINE_BYTES, PICTURES, describe, picture
 from assets.refs import artifacts_of, materialised
 from assets.settings import Settings
 from infra.progress import Progress
@@ -147,12 +149,15 @@ def test_what_else_a_stage_depends_on_is_part_of_its_key(workspace: Workspace) -
     assert not make(work).reused
 
 
-def test_another_version_of_a_library_makes_it_anew(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(work_for(workspace))
+@pytest.mark.parametrize("changed", ["diffusers", "numpy", "scikit-learn"])
+def test_another_version_of_a_library_makes_it_anew(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    """Of one that all stages share, and of one that this stage names."""
+    work = replace(work_for(workspace), stage=replace(NUMBERS, libraries=("scikit-learn",)))
+    make(work)
     installed = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == "diffusers" else installed(name))
-    assert not make(work_for(workspace)).reused
-    assert make(work_for(workspace)).reused
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == changed else installed(name))
+    assert not make(work).reused
+    assert make(work).reused
 
 
 @pytest.mark.parametrize(
@@ -301,7 +306,18 @@ def test_figures_tables_and_pictures_are_shown(tmp_path: Path) -> None:
     assert shown["picture grid"].value.startswith("![grid](data:image/png;base64,")
 
 
+def test_pictures_that_sum_up_come_before_those_of_single_tasks(tmp_path: Path) -> None:
+    write_metrics(tmp_path, {})
+    for name in ("examples-a", "grid-b", "win-rates", "cells", *(f"grid-{letter}" for letter in "cdefgh")):
+        save_picture(tmp_path, name, Image.new("RGB", (8, 8), "red"))
+    shown = [name.removeprefix("picture ") for name in describe(tmp_path)]
+    assert shown[:4] == ["cells", "win-rates", "examples-a", "grid-b"] and len(shown) == PICTURES
+
+
 def test_a_large_picture_is_made_small_enough(tmp_path: Path) -> None:
     noise = Image.frombytes("RGB", (512, 512), os.urandom(512 * 512 * 3))
     noise.save(tmp_path / "noise.png")
-    assert len(picture(tmp_path / "noise.png").value) <= INLINE_BYTES + 100
+    shown = picture(tmp_path / "noise.png").value
+    assert shown.startswith("![noise](data:image/webp;base64,") and len(shown) <= INLINE_BYTES + 100
+    with Image.open(io.BytesIO(base64.b64decode(shown.rsplit(",", 1)[1].rstrip(")")))) as opened:
+        assert opened.width == opened.height >= 64

@@ -47,6 +47,14 @@ def test_a_changed_network_is_another_version_and_a_comment_is_not(repository: P
     assert version(repository) != before
 
 
+def test_a_template_belongs_to_the_module_of_its_name(repository: Path) -> None:
+    before = version(repository)
+    (repository / "ops" / "other.md.j2").write_text("{{ other }}")
+    assert version(repository) == before
+    (repository / "models" / "nets" / "core.md.j2").write_text("{{ net }}")
+    assert version(repository) != before
+
+
 def test_an_unrelated_op_does_not_matter(repository: Path) -> None:
     before = version(repository)
     (repository / "ops" / "other.py").write_text("OTHER = 2\n")

@@ -56,6 +56,14 @@ def test_another_answer_is_refused_unless_it_replaces(url):
     assert store.rows(DIGEST) == [label(best=1)] and store.count(before) == 1
 
 
+def test_a_script_never_replaces_a_persons_answer(url):
+    store = LabelStore(url)
+    store.add([label()], DIGEST)
+    assert store.add([label(best=1, source="scripted"), label("c2", source="scripted")], DIGEST, replace=True) == 1
+    assert store.rows(DIGEST) == [label(), label("c2", source="scripted")]
+    assert store.add([label("c2", best=1)], DIGEST, replace=True) == 1  # a person corrects the script
+
+
 def test_the_sensor_counts_what_is_new(url):
     store = LabelStore(url)
     assert store.last_id() == 0

@@ -14,7 +14,7 @@ from models.records import Candidate, Condition, Preference, read_rows, write_ro
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
 from ops.curate import CurateConfig, curate
-from ops.label import LabelConfig, export_labels, import_labels, label_scripted
+from ops.label import LabelConfig, export_labels, import_labels, imported, label_scripted, record_scripted
 from ops.source import SourceConfig, source_images
 
 DIGEST = "d" * 64
@@ -61,7 +61,8 @@ def labels(tmp_path) -> LabelStore:
 def label(made: Path, labels: LabelStore, out: Path, digest: str = DIGEST, **values) -> tuple[list[Preference], dict]:
     out.mkdir()
     config = LabelConfig(**{"error_rate": 0.0, **values})
-    metrics = label_scripted(config, made / "curated", made / "candidates", labels, digest, TAXONOMY, out, Progress())
+    metrics = label_scripted(config, made / "curated", made / "candidates", imported(labels, digest), TAXONOMY, out, Progress())
+    record_scripted(out, labels, digest)
     return read_rows(out / "preferences.jsonl", Preference), metrics
 
 
@@ -78,6 +79,21 @@ def test_it_prefers_the_perfect_edit(made, labels, tmp_path):
     assert metrics["labels"] == len(rows) and metrics["unlabelled_conditions"] == 0
     assert [(c["task"], c["dimension"]) for c in metrics["cells"]] == list(TAXONOMY.cells)
     assert sum(c["ties"] for c in metrics["cells"]) == len(rows) - len(decided)
+    assert sum(c["decided_by_script"] for c in metrics["cells"]) == len(decided) and not any(
+        c["decided_by_people"] for c in metrics["cells"]
+    )
+    drawn = {path.stem for path in (tmp_path / "out" / "pictures").iterdir()}
+    assert drawn == {"labels", *(f"examples-{task.name}" for task in TAXONOMY.active)}
+
+
+def test_the_database_gets_scripted_labels_when_it_is_told_to_and_once(made, labels, tmp_path):
+    (tmp_path / "out").mkdir()
+    label_scripted(LabelConfig(), made / "curated", made / "candidates", [], TAXONOMY, tmp_path / "out", Progress())
+    assert labels.count() == 0
+    written = read_rows(tmp_path / "out" / "preferences.jsonl", Preference)
+    assert record_scripted(tmp_path / "out", labels, DIGEST) == len(written)
+    assert record_scripted(tmp_path / "out", labels, DIGEST) == 0
+    assert labels.rows(DIGEST) == written
 
 
 def test_running_again_changes_nothing(made, labels, tmp_path):
@@ -126,6 +142,7 @@ def test_peoples_labels_come_in_once(made, labels, tmp_path):
     assert people(made, labels, tmp_path, [given]) == 0
     rows, metrics = label(made, labels, tmp_path / "out")
     mine = {row.dimension: row for row in rows if row.annotator == "ann"}
+    assert sum(cell["decided_by_people"] for cell in metrics["cells"]) == 3
     assert mine["structure"].best == f"{condition.id}.2" and mine["structure"].source == "import" and mine["aesthetics"].tie
     assert metrics["annotators"]["ann"] == 4 and metrics["sources"]["import"] == 4
     given["labels"] = {"structure": {"tie": True}}
