@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,14 @@ import pytest
 from pipelines import cli
 from tests.pipelines.toy import write_toy
 
+VARIABLES = (
+    "ONEREWARD_HOME",
+    "DAGSTER_HOME",
+    "ONEREWARD_PRESET",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+)
 Command = Callable[..., tuple[int, str, str]]  # arguments -> exit code, stdout, stderr
 
 
@@ -26,11 +38,45 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home; presets and homes chosen in the test do not leak out of it."""
     folder = tmp_path / "home"
-    for name in ("ONEREWARD_HOME", "DAGSTER_HOME", "ONEREWARD_PRESET", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        monkeypatch.setenv(name, "")  # restored after the test, whatever the command sets
-        monkeypatch.delenv(name)
+    _clear(monkeypatch)
     monkeypatch.setenv("ONEREWARD_HOME", str(folder))
     return folder
+
+
+def _clear(environment: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        environment.setenv(name, "")  # restored afterwards, whatever the command sets
+        environment.delenv(name)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A home after its first `onereward run` of the toy chain, and what that said. Copy the home before you change anything in it."""
+
+    home: Path
+    preset: Path
+    code: int
+    out: str
+    err: str
+
+    def copy(self, target: Path) -> Path:
+        shutil.copytree(self.home, target, symlinks=True)
+        (target / "dagster" / "dagster.yaml").unlink()  # it names the folder it was written for, and is written again
+        return target
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Finished:
+    """The toy chain, once for all tests that start where it ended."""
+    folder = tmp_path_factory.mktemp("finished")
+    home, preset = folder / "home", write_toy(folder, tiny_weights)
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        _clear(patched)
+        patched.setattr("sys.argv", ["onereward", "run", "--preset", str(preset), "--home", str(home)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return Finished(home, preset, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from assets.sources import ROOT
 from infra.stores.base import ArtifactStore
 from infra.workspace import Workspace
-from tests.pipelines.conftest import Command
+from tests.pipelines.conftest import Command, Finished
 
 pytestmark = pytest.mark.chain
 ARTIFACTS = {
@@ -38,11 +38,10 @@ def versions(store: ArtifactStore) -> set[str]:
     return {version.ref.name for version in store.versions() if not version.ref.name.startswith("gates-")}
 
 
-def test_promoted_then_unchanged_then_refused(onereward: Command, home: Path, toy: Callable[..., Path]) -> None:
-    code, out, err = onereward("run", "--preset", str(toy()))
-    assert code == 0, out + err
-    assert "promoted: release v1" in out and err == ""
-    workspace = Workspace.from_env(home)
+def test_promoted_then_unchanged_then_refused(onereward: Command, home: Path, toy: Callable[..., Path], finished: Finished) -> None:
+    assert finished.code == 0, finished.out + finished.err
+    assert "promoted: release v1" in finished.out and finished.err == ""
+    workspace = Workspace.from_env(finished.copy(home))
     assert versions(workspace.store) == ARTIFACTS
     production = workspace.store.stage("release", "production")
     assert production is not None
