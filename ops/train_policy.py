@@ -6,17 +6,22 @@ One iteration (`Trainer.iterate`): draw a task k and a stop step t; the referenc
 gradient and predicts x0 = x_t - sigma_t v in one step with it; the judge compares both on every dimension e of the task;
 the policy goes down the gradient of the mean over e of max(0, cap - P(Yes | evaluated, reference, q)).
 `static` keeps the reference and averages the policy aside (Algorithm 1); `ema` lets the reference follow (Algorithm 2).
+
+Several GPUs: call `train_policy` in a module started by `accelerate launch --multi_gpu --num_processes N -m MODULE` (without a GPU:
+the same under `ACCELERATE_USE_CPU=true`). Every process takes an equal share of the batch, and the result is that of one process.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -37,6 +42,7 @@ from ops.folders import write_metrics
 from ops.policy_health import measure_health, rewarded_dimensions, shown_pasted
 
 MODES = ("static", "ema")
+REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # every process holds all weights, as `Shadow` needs
 
 
 class TrainPolicyConfig(OpConfig):
@@ -93,13 +99,17 @@ def train_policy(
         base: FLUX Fill folder the policy starts from, which is also its first reference.
         judge: a reward_model artifact (its metrics say which cells it can judge) or a judge's folder.
         mode: `static` (Algorithm 1) or `ema` (Algorithm 2).
-        scratch: holds checkpoints; a run interrupted here goes on from the newest.
+        scratch: holds checkpoints; a run interrupted here goes on from the newest. All processes must see the same folder.
+
+    Only the main process writes; the others return an empty dict as soon as training is over.
 
     Raises ConfigError, NotEnoughData, MissingWeights, BrokenWeights.
     """
     if mode not in MODES:
         raise ConfigError(f"Unknown reference mode {mode!r}.", f"Use one of {', '.join(MODES)}.")
     trainer = Trainer(config, base, judge, curated, taxonomy, mode)
+    main = trainer.accelerator.is_main_process
+    progress = progress if main else Progress()
     checkpoints = scratch / f"checkpoints-{mode}-{config.digest()[:12]}"  # another mode or setting is another run
     done = trainer.resume(checkpoints)
     if done:
@@ -111,7 +121,21 @@ def train_policy(
             bar.advance(1, loss=row["loss"], reward=row["reward"])
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.iterations:
                 trainer.checkpoint(checkpoints, step + 1)
-    return trainer.finish(out, progress)
+    return trainer.finish(out, progress) if main else {}
+
+
+def _check_processes(accelerator: Accelerator, batch_size: int) -> None:
+    """Refuse what would train something else than one process does."""
+    count, started = accelerator.num_processes, int(os.environ.get("WORLD_SIZE", 1))
+    if started != count:
+        raise ConfigError(f"{started} processes were started, and each would train alone.", "Without a GPU set ACCELERATE_USE_CPU=true.")
+    if accelerator.distributed_type not in REPLICATED:
+        raise ConfigError(
+            f"{accelerator.distributed_type.value} splits the weights over processes, which no reference can be swapped into.",
+            "Start with `accelerate launch --multi_gpu`, and set lora_rank where memory is short.",
+        )
+    if batch_size % count:
+        raise ConfigError(f"batch_size {batch_size} does not split evenly over {count} processes.", f"Take a multiple of {count}.")
 
 
 class Trainer:
@@ -120,6 +144,7 @@ class Trainer:
     def __init__(self, config: TrainPolicyConfig, base: Path, judge: Path, curated: Path, taxonomy: Taxonomy, mode: str):
         self.config, self.curated, self.taxonomy, self.mode = config, curated, taxonomy, mode
         self.accelerator = Accelerator(mixed_precision="no")  # precision is `dtype`; a scaler would not survive resuming
+        _check_processes(self.accelerator, config.batch_size)
         device, dtype = self.accelerator.device, getattr(torch, config.dtype)
         torch.manual_seed(config.seed)
         pipe = load_pipeline(base, dtype).to(device)
@@ -158,18 +183,20 @@ class Trainer:
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         sources, masks, encoded = self._encode(batch[mine])
         loss, p_yes = self._loss(task, batch[mine], sources, masks, encoded, seeds[0, mine].tolist(), seeds[1, mine].tolist(), stop)
+        # Equal shares: the mean over processes is the mean over the batch, and what one process finds wrong stops all of them.
+        shown, *rewards = self.accelerator.reduce(torch.cat([loss.detach()[None], p_yes.mean(1)]), "mean").tolist()
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
-        if not bool(torch.isfinite(loss)):
-            raise BrokenWeights(f"The loss of step {step + 1} is {float(loss.detach())}.", "Lower the learning rate, or use another judge.")
+        if not math.isfinite(shown):
+            raise BrokenWeights(f"The loss of step {step + 1} is {shown}.", "Lower the learning rate, or use another judge.")
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), config.max_grad_norm)
         self.optimizer.step()
         self.average.follow(config.decay)
-        row = {"step": step + 1, "task": task.name, "stop": stop, "loss": float(loss.detach()), "grad_norm": float(norm or 0.0)}
-        row["reward"] = float(p_yes.mean())
-        row["rewards"] = dict(zip(self.rewarded[task.name], p_yes.mean(1).tolist(), strict=True))
+        row = {"step": step + 1, "task": task.name, "stop": stop, "loss": shown, "grad_norm": float(norm or 0.0)}
+        row["reward"] = sum(rewards) / len(rewards)
+        row["rewards"] = dict(zip(self.rewarded[task.name], rewards, strict=True))
         self.rows.append(row)
         return row
 
@@ -203,7 +230,11 @@ class Trainer:
             noise = sampler.noise(policy_seeds, height, width)
             x_t, sigma = sampler.denoise(self.network, encoded, noise, steps=config.steps, stop=stop, **settings)
         evaluated = sampler.decode(sampler.predict_x0(self.network, x_t, sigma, encoded, **settings), height, width)
-        drift = config.keep_weight * keep_loss(evaluated, sources, masks) if config.keep_weight else 0.0
+        drift: Tensor | float = 0.0
+        if config.keep_weight:
+            kept = (1 - masks).sum()
+            share = kept / self.accelerator.reduce(kept, "mean")  # a mean over pixels, of which every process keeps another number
+            drift = config.keep_weight * share * keep_loss(evaluated, sources, masks)
         if self.paste_source:
             reference, evaluated = paste(sources, reference, masks), paste(sources, evaluated, masks)
         dimensions = self.rewarded[task.name]
@@ -231,6 +262,9 @@ class Trainer:
     def resume(self, folder: Path) -> int:
         """Take the newest checkpoint, if any; returns the number of iterations already done."""
         found = load_newest(folder, self.optimizer)
+        steps = self.accelerator.gather(torch.tensor([found[0] if found else 0], device=self.accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise ConfigError(f"The processes found checkpoints of steps {steps} in {folder}.", "Keep it where every machine sees it.")
         if found is None:
             return 0
         step, sets, self.rows = found
