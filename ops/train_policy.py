@@ -42,7 +42,7 @@ from ops.folders import write_metrics
 from ops.policy_health import measure_health, rewarded_dimensions, shown_pasted
 
 MODES = ("static", "ema")
-REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # every process holds all weights, as `Shadow` needs
+REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # all weights in each process, as `Shadow` needs
 
 
 class TrainPolicyConfig(OpConfig):

@@ -14,6 +14,7 @@ and `true_cfg` may differ per sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,19 @@ def guided_velocity(
 
 
 class FluxFillCFGPipeline(FluxFillPipeline):
-    """FluxFillPipeline plus `negative_prompt` and `true_cfg`; everything else is inherited."""
+    """FluxFillPipeline plus `negative_prompt` and `true_cfg`; everything else is inherited.
+
+    A call takes FluxFillPipeline's arguments and, behind them:
+        negative_prompt: what the picture is pushed away from, one string for all prompts or one per prompt; the empty
+            prompt where missing. Not used while guidance is off.
+        negative_prompt_2: the same for T5; `negative_prompt` where missing.
+        true_cfg: strength of the push, one number or one per prompt; on only above 1.
+        negative_prompt_embeds: token embeddings [1, L, D] or [B, L, D] instead of `negative_prompt`, with L as in the prompt.
+        negative_pooled_prompt_embeds: pooled embeddings [1, P] or [B, P]; goes with `negative_prompt_embeds`.
+    `masked_image_latents` is refused, as upstream refuses it: beside `image` by its checks, without `image` by its preprocessing.
+    Several images with `num_images_per_prompt` above 1 are tiled by upstream while prompts are repeated, so image and
+    prompt of a row differ; kept for bit-equality: repeat the images yourself, or call once per image.
+    """
 
     @torch.no_grad()
     def __call__(
@@ -107,22 +120,7 @@ class FluxFillCFGPipeline(FluxFillPipeline):
         negative_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
     ) -> FluxPipelineOutput | tuple:
-        """Fill the white part of `mask_image`. Arguments up to `max_sequence_length` are FluxFillPipeline's.
-
-        Args:
-            negative_prompt: what the picture is pushed away from, one string for all prompts or one per prompt; the empty
-                prompt where missing. Not used while guidance is off.
-            negative_prompt_2: the same for T5; `negative_prompt` where missing.
-            true_cfg: strength of the push, one number or one per prompt; on only above 1.
-            negative_prompt_embeds: token embeddings [1, L, D] or [B, L, D] instead of `negative_prompt`, with L as in the prompt.
-            negative_pooled_prompt_embeds: pooled embeddings [1, P] or [B, P]; goes with `negative_prompt_embeds`.
-
-        Several images with `num_images_per_prompt` above 1 are tiled by upstream while prompts are repeated, so image and
-        prompt of a row differ; kept for bit-equality: repeat the images yourself, or call once per image.
-
-        Raises:
-            ValueError: as upstream does, and for negatives or `true_cfg` that do not fit the prompts.
-        """
+        """Fill the white part of `mask_image`. Raises ValueError as upstream does, and for negatives or `true_cfg` that do not fit."""
         height = height or self.default_sample_size * self.vae_scale_factor
         width = width or self.default_sample_size * self.vae_scale_factor
         self.check_inputs(
@@ -130,11 +128,8 @@ class FluxFillCFGPipeline(FluxFillPipeline):
             *(max_sequence_length, image, mask_image, masked_image_latents),
         )
         self._guidance_scale, self._joint_attention_kwargs, self._interrupt = guidance_scale, joint_attention_kwargs, False
-        device = self._execution_device
         given: Any = prompt_embeds if prompt is None else prompt
-        batch = 1 if isinstance(given, str) else len(given)
-        count = num_images_per_prompt or 1
-        init_image = self.image_processor.preprocess(image, height=height, width=width).to(dtype=torch.float32)
+        batch, count = 1 if isinstance(given, str) else len(given), num_images_per_prompt or 1
 
         positive = self._encode(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds, batch, count, max_sequence_length)
         scale = _per_prompt(torch.as_tensor(true_cfg, dtype=torch.float32).reshape(-1), batch, count, "true_cfg")
@@ -145,28 +140,20 @@ class FluxFillCFGPipeline(FluxFillPipeline):
             if negative[0].shape != positive[0].shape or negative[1].shape != positive[1].shape:
                 raise ValueError(f"Negative embeddings {[*negative[0].shape]} do not fit the prompt's {[*positive[0].shape]}.")
 
-        timesteps, steps = self._timesteps(num_inference_steps, sigmas, strength, height, width)
-        kind, channels = positive[0].dtype, self.vae.config.latent_channels
-        at = timesteps[:1].repeat(batch * count)
-        latents, img_ids = self.prepare_latents(init_image, at, batch * count, channels, height, width, kind, device, generator, latents)
-        if masked_image_latents is None:
-            mask = self.mask_processor.preprocess(mask_image, height=height, width=width)  # [B, 1, H, W]
-            masked = (init_image * (1 - mask)).to(device=device, dtype=kind)
-            height, width = init_image.shape[-2:]
-            mask, masked = self.prepare_mask_latents(mask, masked, batch, channels, count, height, width, kind, device, generator)
-            masked_image_latents = torch.cat((masked, mask), dim=-1)  # [B, N, 320]
-
-        def velocity(latents: Tensor, t: Tensor, positive: Text) -> Tensor:
-            inputs = (self.transformer, latents, masked_image_latents.to(latents.device), t, positive, negative)
-            return guided_velocity(
-                *inputs,
-                img_ids=img_ids,
-                true_cfg=scale.to(device),
-                guidance_scale=guidance_scale if self.transformer.config.guidance_embeds else None,
-                joint_attention_kwargs=self.joint_attention_kwargs,
-            )
-
-        latents = self._denoise(latents, timesteps, steps, positive, velocity, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        timesteps = self._timesteps(num_inference_steps, sigmas, strength, height, width)
+        shape = (batch, count, height, width)
+        latents, condition, img_ids = self._prepare(image, mask_image, latents, generator, timesteps, positive[0].dtype, *shape)
+        velocity = partial(
+            guided_velocity,
+            self.transformer,
+            condition=condition,
+            negative=negative,
+            img_ids=img_ids,
+            true_cfg=scale.to(latents.device),
+            guidance_scale=guidance_scale if self.transformer.config.guidance_embeds else None,
+            joint_attention_kwargs=self.joint_attention_kwargs,
+        )
+        latents = self._denoise(latents, timesteps, positive, velocity, callback_on_step_end, callback_on_step_end_tensor_inputs)
         images = latents if output_type == "latent" else self._decode(latents, height, width, output_type)
         self.maybe_free_model_hooks()
         return FluxPipelineOutput(images=images) if return_dict else (images,)
@@ -218,41 +205,63 @@ class FluxFillCFGPipeline(FluxFillPipeline):
                 raise ValueError(f"`{name}` has {len(texts[name])} entries for {batch} prompts; pass one string or one per prompt.")
         return texts["negative_prompt"], texts["negative_prompt_2"], None, None
 
-    def _timesteps(self, steps: int, sigmas: list[float] | None, strength: float, height: int, width: int) -> tuple[Tensor, int]:
-        """Timesteps still to go and their number; leaves the scheduler ready for the first of them."""
+    def _timesteps(self, steps: int, sigmas: list[float] | None, strength: float, height: int, width: int) -> Tensor:
+        """Timesteps still to go; leaves the scheduler ready for the first of them."""
         tokens = (int(height) // self.vae_scale_factor // 2) * (int(width) // self.vae_scale_factor // 2)
         levels = np.linspace(1.0, 1 / steps, steps) if sigmas is None else sigmas
         retrieve_timesteps(self.scheduler, steps, self._execution_device, sigmas=levels, mu=shift_mu(self.scheduler, tokens))
         timesteps, left = self.get_timesteps(len(levels), strength, self._execution_device)
         if left < 1:
             raise ValueError(f"`strength` {strength} leaves none of the {len(levels)} `num_inference_steps` to run.")
-        return timesteps, left
+        return timesteps
+
+    def _prepare(
+        self,
+        image: Any,
+        mask_image: Any,
+        latents: Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        timesteps: Tensor,
+        dtype: torch.dtype,
+        batch: int,
+        count: int,
+        height: int,
+        width: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents to start from [B, N, 64], condition [B, N, 320] and ids of the image tokens [N, 3]; makes every random draw."""
+        device, channels = self._execution_device, self.vae.config.latent_channels
+        pixels = self.image_processor.preprocess(image, height=height, width=width).to(dtype=torch.float32)
+        rows, at = batch * count, timesteps[:1].repeat(batch * count)
+        latents, img_ids = self.prepare_latents(pixels, at, rows, channels, height, width, dtype, device, generator, latents)
+        mask = self.mask_processor.preprocess(mask_image, height=height, width=width)  # [B, 1, H, W]
+        masked = (pixels * (1 - mask)).to(device=device, dtype=dtype)
+        height, width = pixels.shape[-2:]
+        mask, masked = self.prepare_mask_latents(mask, masked, batch, channels, count, height, width, dtype, device, generator)
+        return latents, torch.cat((masked, mask), dim=-1), img_ids
 
     def _denoise(
         self,
         latents: Tensor,
         timesteps: Tensor,
-        steps: int,
         positive: Text,
-        velocity: Callable[[Tensor, Tensor, Text], Tensor],
+        velocity: Callable[..., Tensor],
         callback: Callable[..., dict[str, Any]] | None,
         callback_inputs: list[str],
     ) -> Tensor:
         """Every Euler step, with upstream's progress bar, interruption and callback."""
-        warm_up = max(len(timesteps) - steps * self.scheduler.order, 0)
         self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=steps) as bar:
+        with self.progress_bar(total=len(timesteps)) as bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
-                latents = self.scheduler.step(velocity(latents, t, positive), t, latents, return_dict=False)[0]
+                v = velocity(latents=latents, timestep=t, positive=positive)
+                latents = self.scheduler.step(v, t, latents, return_dict=False)[0]
                 if callback is not None:
                     shown = {"latents": latents, "prompt_embeds": positive[0]}
                     changed = callback(self, i, t, {name: shown[name] for name in callback_inputs})
                     latents = changed.pop("latents", latents)
                     positive = (changed.pop("prompt_embeds", positive[0]), positive[1])
-                if i == len(timesteps) - 1 or ((i + 1) > warm_up and (i + 1) % self.scheduler.order == 0):
-                    bar.update()
+                bar.update()
         return latents
 
     def _decode(self, latents: Tensor, height: int, width: int, output_type: str | None) -> Any:
