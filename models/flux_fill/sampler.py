@@ -121,18 +121,6 @@ class Sampler:
         rows = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
         return pipe._pack_latents(torch.cat(rows), len(rows), *shape[1:]).to(pipe.device, pipe.text_encoder_2.dtype)
 
-    def sigmas(self, steps: int, strength: float = 1.0, tokens: int = 4096) -> Tensor:
-        """Noise levels met by `steps` steps at `strength`, falling to 0 [K + 1].
-
-        `tokens` is the number N of packed latents, which shifts the levels. Below strength 1 the first
-        `int(steps - steps * strength)` levels are skipped, so K < steps.
-
-        Raises:
-            ConfigError: no step is left to run.
-        """
-        scheduler = self._scheduler(steps, strength, tokens)
-        return scheduler.sigmas[scheduler.begin_index :].cpu()
-
     def denoise(
         self,
         transformer: FluxTransformer2DModel,
@@ -145,9 +133,10 @@ class Sampler:
         strength: float = 1.0,
         stop: int | None = None,
     ) -> tuple[Tensor, float]:
-        """Run the first `stop` of the K steps of `sigmas(steps, strength)` (all by default).
+        """Run the first `stop` of K steps (all by default), over noise levels that FLUX shifts by the number of tokens N.
 
         Args:
+            steps: number of levels; below strength 1 the first `int(steps - steps * strength)` are skipped, so K < steps.
             noise: [B, N, 64]; below strength 1 the start is `(1 - sigma) * image_latents + sigma * noise`.
             true_cfg: classifier-free guidance, one number or one per row; on only above 1.
             guidance_scale: FLUX's distilled guidance, an input of the network.
@@ -156,7 +145,7 @@ class Sampler:
             x_t [B, N, 64] and its noise level sigma_t (0 when all steps ran). Gradients flow unless the caller forbids it.
 
         Raises:
-            ConfigError: `stop` outside 0..K, or guidance without encoded negatives.
+            ConfigError: `stop` outside 0..K, no step left to run, or guidance without encoded negatives.
         """
         scheduler = self._scheduler(steps, strength, noise.shape[1])
         timesteps = scheduler.timesteps[scheduler.begin_index :]
