@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import FluxFillPipeline, FluxTransformer2DModel
+from diffusers.utils import load_image
 from diffusers.utils.torch_utils import randn_tensor
+from peft import LoraConfig, get_peft_model_state_dict
 
 from models.flux_fill import FluxFillCFGPipeline
-from tests.models.tiny import save_tiny_flux, tiny_picture, tiny_pipeline
+from tests.models.tiny import save_tiny_flux, tiny_picture, tiny_pipeline, tiny_transformer
 
 SIZE = 64
 
@@ -75,6 +79,7 @@ def rows(count: int, **changes):
         {"prompt_2": "another text"},
         {"sigmas": [1.0, 0.6, 0.3]},
         {"output_type": "latent"},
+        {"latents": torch.ones(1, 16, 64)},
         {"prompt": ["a", "b"], "num_images_per_prompt": 2},
     ],
 )
@@ -91,6 +96,11 @@ def test_off_it_is_bit_equal_to_upstream_in_batches_and_bfloat16():
     upstream = FluxFillPipeline(**pipe.components)
     ours, theirs = pipe(**rows(2)).images, upstream(**rows(2)).images
     assert torch.equal(ours, theirs)
+
+
+def test_upstreams_arguments_come_first_with_their_defaults():
+    theirs, ours = (list(inspect.signature(kind.__call__).parameters.values()) for kind in (FluxFillPipeline, FluxFillCFGPipeline))
+    assert [(p.name, p.default) for p in ours[: len(theirs)]] == [(p.name, p.default) for p in theirs]
 
 
 def test_formula_and_order_of_random_draws(pipe):
@@ -233,6 +243,7 @@ def test_encode_prompt_in_isolation(pipe, folder):
         ),
         ({"strength": 0.0}, "leaves none"),
         ({"strength": 1.5}, "strength"),
+        ({"masked_image_latents": torch.zeros(2, 16, 320)}, "masked_image_latents"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(pipe, changes, message):
@@ -250,6 +261,18 @@ def test_save_and_load_give_the_same_picture(pipe, tmp_path):
 
 def test_dict_and_tuple_outputs_agree(pipe):
     assert torch.equal(pipe(**guided(return_dict=False))[0], pipe(**guided()).images)
+
+
+def test_output_types_show_one_picture(pipe):
+    """latent, pt, np and pil are the same picture, as upstream turns it from one into the other."""
+    latents, pt, array, pil = (pipe(**guided(output_type=kind)).images for kind in ("latent", "pt", "np", "pil"))
+    assert latents.shape == (1, 16, 64) and pt.shape == (1, 3, SIZE, SIZE) and array.shape == (1, SIZE, SIZE, 3)
+    unpacked = pipe._unpack_latents(latents, SIZE, SIZE, pipe.vae_scale_factor)
+    with torch.no_grad():
+        decoded = pipe.vae.decode(unpacked / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor).sample
+    torch.testing.assert_close((decoded / 2 + 0.5).clamp(0, 1), pt)
+    assert np.array_equal(array[0], pt[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(np.asarray(pil[0]), (array[0] * 255).round().astype(np.uint8))
 
 
 def test_callbacks_see_and_change_tensors(pipe):
@@ -304,21 +327,56 @@ def test_no_gradient_is_kept(pipe):
     assert not pipe(**guided()).images.requires_grad
 
 
-def test_the_authors_quick_start_runs(folder):
-    """The snippet of the authors' repository with only its import changed."""
-    transformer = FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.bfloat16)
-    pipe = FluxFillCFGPipeline.from_pretrained(folder, transformer=transformer, torch_dtype=torch.bfloat16).to("cpu")
-    image, mask = tiny_picture(128)
-    picture = pipe(
-        prompt="the words FLUX",
+def test_a_lora_in_the_hubs_layout_loads_scales_and_unloads(tmp_path):
+    """As the authors' object-removal LoRA is used: load_lora_weights, weight 1.0."""
+    pipe = tiny_pipeline()
+    plain = pipe(**guided()).images
+    with_lora = tiny_transformer()
+    torch.manual_seed(1)
+    with_lora.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v", "proj_out"], init_lora_weights=False))
+    FluxFillPipeline.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(with_lora))
+
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors", adapter_name="removal")
+    pipe.set_adapters(["removal"], adapter_weights=[1.0])
+    adapted = pipe(**guided()).images
+    upstream = FluxFillPipeline(**pipe.components)
+    assert torch.equal(pipe(**arguments()).images, upstream(**arguments()).images)
+    assert (adapted - plain).abs().max() > 1e-3
+    off = pipe(**guided(joint_attention_kwargs={"scale": 0.0})).images
+    torch.testing.assert_close(off, plain, atol=1e-5, rtol=1e-4)
+    pipe.unload_lora_weights()
+    assert torch.equal(pipe(**guided()).images, plain)
+
+
+def test_the_authors_quick_start_runs(folder, tmp_path, monkeypatch):
+    """Their calls as they stand, but for the import and the steps: a transformer of another repository, pictures read by load_image."""
+    monkeypatch.chdir(tmp_path)
+    tuned = "OneReward/flux.1-fill-dev-OneReward-transformer"
+    tiny_transformer(seed=7).save_pretrained(tuned)
+    shutil.copytree(folder, "FLUX.1-Fill-dev")
+    picture, mask = tiny_picture(128)
+    picture.crop((0, 0, 96, 128)).save("image.png")
+    mask.crop((0, 0, 96, 128)).save("mask_fill.png")
+
+    transformer = FluxTransformer2DModel.from_pretrained(
+        "OneReward", subfolder="flux.1-fill-dev-OneReward-transformer", torch_dtype=torch.bfloat16
+    )
+    pipe = FluxFillCFGPipeline.from_pretrained("FLUX.1-Fill-dev", transformer=transformer, torch_dtype=torch.bfloat16).to("cpu")
+    image = load_image("image.png")
+    mask = load_image("mask_fill.png")  # RGB, as load_image gives it
+    image = pipe(
+        prompt='the words "ByteDance", and in the next line "OneReward"',
         negative_prompt="nsfw",
         image=image,
         mask_image=mask,
-        height=128,
-        width=96,
+        height=image.height,
+        width=image.width,
         guidance_scale=1.0,
         true_cfg=4.0,
         num_inference_steps=2,
         generator=torch.Generator("cpu").manual_seed(0),
     ).images[0]
-    assert picture.size == (96, 128) and np.asarray(picture).std() > 1
+    image.save("image_fill.jpg")
+
+    assert pipe.transformer is transformer and {part.dtype for part in (pipe.transformer, pipe.vae, pipe.text_encoder)} == {torch.bfloat16}
+    assert load_image("image_fill.jpg").size == (96, 128) and np.asarray(image).std() > 1
