@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def measure_health(
     rows: Sequence[Mapping[str, Any]],
     taxonomy: Taxonomy,
     steps: int,
+    batch_size: int,
     out: Path,
 ) -> dict[str, Any]:
     """Health figures of the weights now in `policy`, against `base`, on validation conditions; writes the run's pictures.
@@ -113,19 +115,22 @@ def measure_health(
     finite = all(bool(torch.isfinite(p).all()) for p in policy.parameters()) and all(math.isfinite(row["loss"]) for row in rows)
     figures: dict[str, Any] = {"finite": finite, "relative_change": math.sqrt(moved / start) if finite else math.nan}
 
-    after, before = [], []
-    for index, condition in enumerate(conditions):
-        after.append(_edit(policy, sampler, shards, condition, index, steps))
-        with base.applied():
-            before.append(_edit(policy, sampler, shards, condition, index, steps))
     sources = [(to_tensor(shards[f"{c.id}.image"]), to_mask(shards[f"{c.id}.mask"])) for c in conditions]
-    for name, images in (("preservation_psnr", after), ("base_preservation_psnr", before)):
-        kept = [preservation(image.cpu(), *source) for image, source in zip(images, sources, strict=True)]
-        figures[name] = sum(kept) / len(kept)
+    after: dict[int, Tensor] = {}
+    before: dict[int, Tensor] = {}
+    for places in _batches(sources, batch_size):
+        images, masks = (torch.stack(parts) for parts in zip(*(sources[place] for place in places), strict=True))
+        encoded = sampler.encode(images, masks, [conditions[place].prompt for place in places])
+        # the seed is the condition's place, so that base and policy start from one noise
+        after |= zip(places, sampler.sample(policy, encoded, places, steps=steps).cpu(), strict=True)
+        with base.applied():
+            before |= zip(places, sampler.sample(policy, encoded, places, steps=steps).cpu(), strict=True)
+    for name, edits in (("preservation_psnr", after), ("base_preservation_psnr", before)):
+        figures[name] = sum(preservation(edits[place], *source) for place, source in enumerate(sources)) / len(sources)
 
     table: list[list[Image.Image | None]] = [
-        [overlay(shards[f"{c.id}.image"], shards[f"{c.id}.mask"]), to_pil(b), to_pil(a)]
-        for c, b, a in zip(conditions[:SHOWN], before, after, strict=False)
+        [overlay(shards[f"{c.id}.image"], shards[f"{c.id}.mask"]), to_pil(before[place]), to_pil(after[place])]
+        for place, c in enumerate(conditions[:SHOWN])
     ]
     captions = [f"{taxonomy.task(c.task).title}: {c.prompt}" for c in conditions[:SHOWN]]
     save_picture(out, "before_after", grid(table, columns=["asked", "base", "policy"], captions=captions))
@@ -138,7 +143,11 @@ def measure_health(
     return figures
 
 
-def _edit(policy: nn.Module, sampler: Sampler, shards: ShardReader, condition: Condition, seed: int, steps: int) -> Tensor:
-    """One edit [3, H, W]; the seed is the condition's place in the list, so that base and policy start from one noise."""
-    image, mask = to_tensor(shards[f"{condition.id}.image"])[None], to_mask(shards[f"{condition.id}.mask"])[None]
-    return sampler.sample(policy, sampler.encode(image, mask, [condition.prompt]), [seed], steps=steps)[0]
+def _batches(sources: Sequence[tuple[Tensor, Tensor]], size: int) -> Iterator[list[int]]:
+    """Places in `sources`, `size` or fewer pictures of one size at a time."""
+    groups: dict[torch.Size, list[int]] = defaultdict(list)
+    for place, (image, _) in enumerate(sources):
+        groups[image.shape].append(place)
+    for places in groups.values():
+        for start in range(0, len(places), size):
+            yield places[start : start + size]

@@ -286,7 +286,16 @@ class Trainer:
             "rewarded": {task: list(dimensions) for task, dimensions in self.rewarded.items()},
             "steps": len(self.rows),
             **measure_health(
-                self.policy, self.base, self.sampler, self.shards, self._validation(), self.rows, self.taxonomy, self.config.steps, out
+                self.policy,
+                self.base,
+                self.sampler,
+                self.shards,
+                self._validation(),
+                self.rows,
+                self.taxonomy,
+                steps=self.config.steps,
+                batch_size=self.config.batch_size // self.accelerator.num_processes,  # what has fitted into memory so far
+                out=out,
             ),
         }
         folder = out / ("adapter" if self.config.lora_rank else "transformer")
