@@ -27,11 +27,11 @@ def _scaled(pixels: int, image: Tensor) -> int:
     return max(1, round(pixels * min(image.shape[-2:]) / 64))
 
 
-def _luma(image: Tensor) -> Tensor:
+def luma(image: Tensor) -> Tensor:
     return (image * image.new_tensor(LUMA).view(3, 1, 1)).sum(0)  # [H, W]
 
 
-def _inside(values: Tensor, mask: Tensor) -> float:
+def inside(values: Tensor, mask: Tensor) -> float:
     """Mean of `values` [..., H, W] over the mask [1, H, W]."""
     return float((values * mask).sum() / (mask.sum() * values.numel() / mask.numel()).clamp(min=1e-6))
 
@@ -39,19 +39,19 @@ def _inside(values: Tensor, mask: Tensor) -> float:
 def _gradients(image: Tensor) -> Tensor:
     """Sobel responses [2, H, W] of the luma."""
     kernel = image.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
-    padded = F.pad(_luma(image)[None, None], (1, 1, 1, 1), mode="replicate")
+    padded = F.pad(luma(image)[None, None], (1, 1, 1, 1), mode="replicate")
     return F.conv2d(padded, torch.stack([kernel, kernel.T])[:, None])[0]
 
 
 def _edge_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
-    return -_inside((_gradients(image) - _gradients(target)).abs(), mask)
+    return -inside((_gradients(image) - _gradients(target)).abs(), mask)
 
 
 def _seam_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
     width = _scaled(RING_PX, image)
     outside = F.pad(1 - mask, (width,) * 4, value=0.0)  # the frame of the picture is no seam
     ring = mask * F.max_pool2d(outside[None], 2 * width + 1, stride=1)[0]
-    return -_inside((image - target).abs(), ring)
+    return -inside((image - target).abs(), ring)
 
 
 def _prompt_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
@@ -66,7 +66,7 @@ def _smoothness_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: di
         down = F.pad((picture[:, 1:] - picture[:, :-1]).abs(), (0, 0, 0, 1))
         return F.avg_pool2d((right + down)[None], 5, stride=1, padding=2)[0]
 
-    return -_inside((variation(image) - variation(target)).abs(), mask)
+    return -inside((variation(image) - variation(target)).abs(), mask)
 
 
 def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
@@ -78,9 +78,9 @@ def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[st
         return 0.0
     x0, y0, x1, y1 = truth["word"]["box"]
     reach = _scaled(SHIFT_PX, image)
-    template = _luma(target)[y0 + reach : y1 - reach, x0 + reach : x1 - reach]
+    template = luma(target)[y0 + reach : y1 - reach, x0 + reach : x1 - reach]
     template = template - template.mean()
-    field = _luma(image)[y0:y1, x0:x1]
+    field = luma(image)[y0:y1, x0:x1]
     windows = field.unfold(0, template.shape[0], 1).unfold(1, template.shape[1], 1)
     windows = windows - windows.mean((-2, -1), keepdim=True)
     scale = windows.pow(2).sum((-2, -1)).sqrt() * template.pow(2).sum().sqrt()
@@ -88,7 +88,7 @@ def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[st
 
 
 def _clean_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
-    return -_inside((image - target).pow(2), mask)
+    return -inside((image - target).pow(2), mask)
 
 
 MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any]], float]] = {

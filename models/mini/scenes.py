@@ -126,7 +126,8 @@ def _place(rng: np.random.Generator, size: int, with_sign: bool) -> tuple[tuple[
     return (x0, y0, x0 + side, y0 + side), sign
 
 
-def _draw_sign(image: Image.Image, box: tuple[int, int, int, int], word: str, dark: bool, scale: int) -> None:
+def draw_sign(image: Image.Image, box: tuple[int, int, int, int], word: str, dark: bool, scale: int) -> None:
+    """Paper and ink of a sign on `image`, which is `scale` times as large as the pixels that `box` is given in."""
     draw = ImageDraw.Draw(image)
     x0, y0, x1, y1 = (v * scale for v in box)
     paper, ink = ((32, 34, 40), (244, 244, 240)) if dark else ((244, 244, 240), (32, 34, 40))
@@ -147,7 +148,7 @@ def render_scene(seed: int, size: int = 64) -> Scene:
     big = size * SUPERSAMPLE
     if sign:
         layer = clean.resize((big, big), Image.Resampling.BICUBIC)
-        _draw_sign(layer, sign, word, dark, SUPERSAMPLE)
+        draw_sign(layer, sign, word, dark, SUPERSAMPLE)
         x0, y0, x1, y1 = (v * SUPERSAMPLE for v in sign)
         drawn = layer.crop((x0, y0, x1, y1)).resize((sign[2] - sign[0], sign[3] - sign[1]), Image.Resampling.BOX)
         clean.paste(drawn, sign[:2])

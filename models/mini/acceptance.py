@@ -1,0 +1,181 @@
+"""Acceptance measures: a second family that says whether an edit is good, by formulas the scripted annotator never uses.
+
+    accept("ssim_agreement", image, target, mask, truth)
+
+The taxonomy names one per dimension as `accepted_by`; win rates are counted with them, so a policy that only learned the
+annotator's formulas (models/mini/measures.py) does not pass for a better one. Arguments are as there: float32 images
+[3, H, W] in [0, 1], masks [1, H, W] in {0, 1}. Higher is better. Formulas: docs/measures.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from models.errors import ConfigError
+from models.images import to_tensor
+from models.mini.measures import inside, luma
+from models.mini.scenes import COLOURS, SUPERSAMPLE, TONES, WORDS, draw_sign
+
+SSIM_WINDOW = 7  # px, scikit-image's default
+VISIBLE_DELTA_E = 10.0  # ours: CIEDE2000 beyond which a pixel plainly differs at a glance
+SPECTRUM_FLOOR = 1e-4  # ours: power under which a frequency counts as empty, about one grey level
+OCTAVES = 0.5 / 2.0 ** np.arange(4, -1, -1)  # ours: edges of the rings in cycles per px, the last is Nyquist's frequency
+OCR_SCALE = 3  # ours: letters of 10 px are enlarged for a reader trained on 48 px lines
+
+
+def _lab(image: Tensor) -> np.ndarray:
+    """CIE L*a*b* of [3, H, W], as [H, W, 3]."""
+    return rgb2lab(image.clamp(0, 1).permute(1, 2, 0).numpy())
+
+
+def _mean(values: np.ndarray, mask: Tensor) -> float:
+    return inside(torch.from_numpy(np.ascontiguousarray(values)).float()[None], mask)
+
+
+def _ssim_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    ours, wanted = luma(image).numpy(), luma(target).numpy()
+    _, similarity = structural_similarity(ours, wanted, win_size=SSIM_WINDOW, data_range=1.0, full=True)
+    return _mean(similarity, mask)
+
+
+def _jump_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    """Seam statistics: the colour steps from pixel to pixel across the mask's edge, against those of the target."""
+    lab, wanted, area = _lab(image), _lab(target), mask[0].numpy().astype(bool)
+    gaps = []
+    for axis in (0, 1):
+        crossing = np.diff(area.astype(np.int8), axis=axis) != 0
+        step, asked = (np.linalg.norm(np.diff(picture, axis=axis), axis=-1)[crossing] for picture in (lab, wanted))
+        gaps.append(np.abs(step - asked))
+    found = np.concatenate(gaps)
+    return -float(found.mean()) if found.size else 0.0
+
+
+def _overlap(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Intersection over union of two boolean areas; one where both are empty."""
+    union = (found | wanted).sum()
+    return float((found & wanted).sum() / union) if union else 1.0
+
+
+def _object_area(lab: np.ndarray, truth: dict[str, Any]) -> np.ndarray:
+    """Pixels that are nearer to the object's colour than to any other named colour and to the tones of the background."""
+    names = list(COLOURS)
+    tones = list(TONES[truth["background"]["tone"]])
+    palette = rgb2lab(np.array([*COLOURS.values(), *tones, np.mean(tones, axis=0)]).reshape(-1, 1, 3) / 255).reshape(-1, 3)
+    nearest = np.linalg.norm(lab[:, :, None] - palette, axis=-1).argmin(-1)
+    return nearest == names.index(truth["object"]["colour"])
+
+
+def _prompt_fulfilment(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    """Is what the caption names there: the object in its colour, shape and place, the background in its tone; or the word.
+
+    Half of it is the overlap of the pixels classified as the object's colour with those of the target, half the share of the
+    other pixels whose colour plainly agrees. Where the mask covers the sign and not the object, the prompt asks for a word.
+    """
+    if "word" in truth and _covers(mask, truth["word"]["box"]) and not _covers(mask, truth["object"]["box"]):
+        return _word_margin(image, truth["word"])
+    area, lab, wanted = mask[0].numpy().astype(bool), _lab(image), _lab(target)
+    there = _object_area(wanted, truth) & area
+    presence = _overlap(_object_area(lab, truth) & area, there)
+    rest = area & ~there
+    agree = deltaE_ciede2000(lab, wanted)[rest] < VISIBLE_DELTA_E
+    return (presence + float(agree.mean())) / 2 if rest.any() else presence
+
+
+def _covers(mask: Tensor, box: list[int]) -> bool:
+    x0, y0, x1, y1 = box
+    return float(mask[0, y0:y1, x0:x1].mean()) > 0.5
+
+
+@lru_cache(maxsize=256)
+def _template(word: str, width: int, height: int, dark: bool) -> Tensor:
+    """Luma [height, width] of a sign with this word."""
+    big = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE))
+    draw_sign(big, (0, 0, width, height), word, dark, SUPERSAMPLE)
+    return luma(to_tensor(big.resize((width, height), Image.Resampling.BOX)))
+
+
+def _word_margin(image: Tensor, word: dict[str, Any]) -> float:
+    """Template classification: correlation with the asked word minus the largest with any other word, -1 to 1."""
+    x0, y0, x1, y1 = word["box"]
+    seen = luma(image)[y0:y1, x0:x1].flatten()
+
+    def likeness(text: str) -> float:
+        template = _template(text, x1 - x0, y1 - y0, word["dark"]).flatten()
+        return float(torch.corrcoef(torch.stack([seen, template]))[0, 1].nan_to_num().abs())  # white on black reads as well; blank: 0
+
+    return likeness(word["text"]) - max(likeness(other) for other in WORDS if other != word["text"])
+
+
+def _spectrum_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    """Blur, noise and grid textures show in the power spectrum: mean difference of its logarithm over octave-wide rings."""
+    rows, columns = torch.nonzero(mask[0].amax(1))[:, 0], torch.nonzero(mask[0].amax(0))[:, 0]
+    box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+
+    def power(picture: Tensor) -> np.ndarray:
+        seen = torch.where(mask[0] > 0, luma(picture), luma(target))[box].numpy()  # outside the mask both are the target
+        height, width = seen.shape
+        spectrum = np.abs(np.fft.fft2((seen - seen.mean()) * np.outer(np.hanning(height), np.hanning(width)))) ** 2 / seen.size
+        ring = np.digitize(np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]), OCTAVES)
+        return np.array([spectrum[ring == octave].mean() for octave in np.unique(ring)])
+
+    return -float(np.abs(np.log10(power(image) + SPECTRUM_FLOOR) - np.log10(power(target) + SPECTRUM_FLOOR)).mean())
+
+
+@lru_cache(maxsize=1)
+def _reader() -> Callable[[np.ndarray], tuple[str, float]]:
+    """RapidOCR's recognition network (it ships inside its wheel), on one line of text: RGB [H, W, 3] uint8 -> (text, confidence)."""
+    from rapidocr import RapidOCR  # loads a network: only where lettering is judged
+
+    engine = RapidOCR(params={"Global.log_level": "error"})
+
+    def read(line: np.ndarray) -> tuple[str, float]:
+        found = engine(line[:, :, ::-1], use_det=False, use_cls=False, use_rec=True)
+        return (found.txts[0], float(found.scores[0])) if found.txts else ("", 0.0)
+
+    return read
+
+
+def _word_read(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    """How much of the word OCR reads: similarity of the strings (Ratcliff-Obershelp, 0 to 1), case ignored, times its confidence."""
+    if "word" not in truth:
+        return 0.0
+    x0, y0, x1, y1 = truth["word"]["box"]
+    line = image[:, y0:y1, x0:x1].clamp(0, 1)
+    line = torch.nn.functional.interpolate(line[None], scale_factor=OCR_SCALE, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    text, confidence = _reader()((line.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+    return confidence * difflib.SequenceMatcher(None, text.casefold(), truth["word"]["text"].casefold()).ratio()
+
+
+def _nothing_left(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    """Object-presence test: minus the share of masked pixels that plainly differ from the clean background."""
+    return -_mean(deltaE_ciede2000(_lab(image), _lab(target)) > VISIBLE_DELTA_E, mask)
+
+
+ACCEPTANCE: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any]], float]] = {
+    "ssim_agreement": _ssim_agreement,
+    "jump_agreement": _jump_agreement,
+    "prompt_fulfilment": _prompt_fulfilment,
+    "spectrum_agreement": _spectrum_agreement,
+    "word_read": _word_read,
+    "nothing_left": _nothing_left,
+}
+
+
+def accept(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    """Score `image` against `target` inside `mask` by the named acceptance measure; arguments as `measures.measure`.
+
+    Raises ConfigError for an unknown measure.
+    """
+    if name not in ACCEPTANCE:
+        raise ConfigError(f"Unknown acceptance measure {name!r}.", f"The taxonomy may name {', '.join(ACCEPTANCE)}.")
+    return ACCEPTANCE[name](image, target, mask, truth)
