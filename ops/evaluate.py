@@ -35,6 +35,7 @@ from models.flux_fill.loading import load_pipeline, load_transformer
 from models.flux_fill.sampler import Encoded, Sampler
 from models.images import paste, to_mask, to_pil, to_tensor
 from models.judge import Judge
+from models.mini.acceptance import accept
 from models.mini.measures import measure
 from models.records import Condition, Pair, read_rows
 from models.shards import ShardReader, ShardWriter
@@ -132,7 +133,8 @@ def evaluate(
             policy=name,
             policy_digest=digests[name],
             judge_digest=judge_digest,
-            measures=_measures(job, edits[job.key(name)], shards, taxonomy),
+            measures=_measures(accept, "accepted_by", job, edits[job.key(name)], shards, taxonomy),
+            annotator_measures=_measures(measure, "labelled_by", job, edits[job.key(name)], shards, taxonomy),
             judge=opinions.get(job.key(name), {}),
             preservation_psnr=psnr[job.key(name)],
         )
@@ -288,16 +290,16 @@ def _judge(
     return opinions
 
 
-def _measures(job: _Job, edit: Image.Image, shards: ShardReader, taxonomy: Taxonomy) -> dict[str, float]:
-    """Dimension -> ground-truth measure; empty where the perfect edit is not known."""
+def _measures(
+    scored: Callable[..., float], family: str, job: _Job, edit: Image.Image, shards: ShardReader, taxonomy: Taxonomy
+) -> dict[str, float]:
+    """Dimension -> ground-truth measure of one family (a field of the taxonomy's dimensions); empty where the perfect edit is not known."""
     key = f"{job.condition.id}.target"
     if job.condition.kind != SCENE or key not in shards:
         return {}
+    dimensions = map(taxonomy.dimension, taxonomy.task(job.condition.task).dimensions)
     image, target = to_tensor(edit), to_tensor(shards[key])
-    return {
-        dimension: float(measure(taxonomy.dimension(dimension).measure, image, target, job.mask, job.condition.truth))
-        for dimension in taxonomy.task(job.condition.task).dimensions
-    }
+    return {each.name: scored(getattr(each, family), image, target, job.mask, job.condition.truth) for each in dimensions}
 
 
 def _judge_accuracy(

@@ -142,7 +142,7 @@ def _scores(
                 mask = to_mask(asked[f"{condition_id}.mask"])  # [1, H, W]
                 edits = {name: paste(source, to_tensor(answered[name]), mask) for name in ids}
                 for dimension in taxonomy.task(condition.task).dimensions:
-                    known = taxonomy.dimension(dimension).measure
+                    known = taxonomy.dimension(dimension).labelled_by
                     scores[condition_id, dimension] = {name: measure(known, edits[name], target, mask, condition.truth) for name in ids}
             bar.advance()
     return scores

@@ -3,7 +3,8 @@
     items = read_items(folder / "items.jsonl")
     recompute(items, Taxonomy.load(), split="test", choose_split="validation", tie_tolerance=0.02)
 
-`win_rate` is by ground truth on procedural scenes, ties half; measures differ in scale by orders of magnitude, so two of
+`win_rate` is by ground truth on procedural scenes, ties half: by the acceptance measures, which the scripted annotator does not
+use; `annotator_win_rate` is by the annotator's own (docs/measures.md). Measures differ in scale by orders of magnitude, so two of
 them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the unweighted mean over its
 dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better), averaged over both
 orders, is above one half. Photographs have no ground truth and are reported apart; `not_evaluated` names the tasks of which
@@ -41,7 +42,8 @@ class Item(TypedDict):
     policy: str  # "base", a reference mode, or "production"
     policy_digest: str
     judge_digest: str
-    measures: dict[str, float]  # dimension -> ground-truth measure, higher is better; empty where there is no ground truth
+    measures: dict[str, float]  # dimension -> acceptance measure, higher is better; empty where there is no ground truth
+    annotator_measures: dict[str, float]  # dimension -> what the scripted annotator ranks by; the same keys
     judge: dict[str, dict[str, list[float]]]  # opponent -> dimension -> [P(Yes | this, opponent), P(Yes | opponent, this)]
     preservation_psnr: float  # dB outside the mask, raw output against the source
 
@@ -54,6 +56,7 @@ class _Duel(NamedTuple):
     origin: str
     key: tuple[str, int]
     truth: float | None  # 1, 1/2 or 0
+    annotator: float | None  # the same, by the scripted annotator's own measure
     judge: float
 
 
@@ -77,13 +80,18 @@ def duels(items: Sequence[Item], policy: str, opponent: str, tie_tolerance: floa
         key = (item["condition_id"], item["seed"])
         other = theirs[key]
         for dimension, (forward, backward) in item["judge"][opponent].items():
-            truth = None
-            if item["kind"] == SCENE and dimension in item["measures"]:
-                ours, against = item["measures"][dimension], other["measures"][dimension]
-                truth = outcome(ours - against, tie_tolerance * max(abs(ours), abs(against)))
+            known = item["kind"] == SCENE and dimension in item["measures"]
+            truth, annotator = (
+                _won(item[family][dimension], other[family][dimension], tie_tolerance) if known else None
+                for family in ("measures", "annotator_measures")
+            )
             preferred = outcome((forward + 1 - backward) / 2 - 0.5)
-            found.append(_Duel(item["task"], dimension, item["origin"], key, truth, preferred))
+            found.append(_Duel(item["task"], dimension, item["origin"], key, truth, annotator, preferred))
     return found
+
+
+def _won(ours: float, theirs: float, tie_tolerance: float) -> float:
+    return outcome(ours - theirs, tie_tolerance * max(abs(ours), abs(theirs)))
 
 
 def recompute(
@@ -161,6 +169,7 @@ def _summary(
         "mean_win_rate": mean.mean if mean else None,
         "mean_lo": mean.lo if mean else None,
         "mean_hi": mean.hi if mean else None,
+        "annotator_mean_win_rate": nested_mean([duel.annotator for duel in rows if duel.annotator is not None], _levels(rows)) if rows else None,
         "judge_mean_win_rate": nested_mean([duel.judge for duel in rows], _levels(rows)) if rows else None,
         "judge_agreement": nested_mean([d.truth == d.judge for d in decided], _levels(decided)) if decided else None,
         "preservation_psnr": _mean_psnr(items, mode),
@@ -191,8 +200,8 @@ def _cell_row(rows: Sequence[_Duel], cell: tuple[str, str], confidence: float, r
     if not here:
         return None
     rate = _estimate(here, "truth", confidence, resamples)
-    figures = {"n": rate.n, "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi}
-    return {"task": cell[0], "dimension": cell[1], **figures, "judge_win_rate": sum(duel.judge for duel in here) / len(here)}
+    others = {f"{by}_win_rate": sum(getattr(duel, by) for duel in here) / len(here) for by in ("annotator", "judge")}
+    return {"task": cell[0], "dimension": cell[1], "n": rate.n, "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi, **others}
 
 
 def _photos(

@@ -136,7 +136,7 @@ def _reader() -> Callable[[np.ndarray], tuple[str, float]]:
     """RapidOCR's recognition network (it ships inside its wheel), on one line of text: RGB [H, W, 3] uint8 -> (text, confidence)."""
     from rapidocr import RapidOCR  # loads a network: only where lettering is judged
 
-    engine = RapidOCR(params={"Global.log_level": "error"})
+    engine = RapidOCR(params={"Global.log_level": "error", "EngineConfig.onnxruntime.intra_op_num_threads": torch.get_num_threads()})
 
     def read(line: np.ndarray) -> tuple[str, float]:
         found = engine(line[:, :, ::-1], use_det=False, use_cls=False, use_rec=True)

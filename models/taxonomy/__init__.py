@@ -31,13 +31,18 @@ class _Entry(pydantic.BaseModel):
 
 
 class Dimension(_Entry):
-    """One quality axis. `measure` names the ground-truth measure used on procedural scenes; `weight` scales its J_e."""
+    """One quality axis; `weight` scales its J_e.
+
+    On procedural scenes the scripted annotator ranks by the measure `labelled_by` (models/mini/measures.py), and win rates are
+    counted with `accepted_by` (models/mini/acceptance.py).
+    """
 
     name: str
     title: str
     question: str
     reads_prompt: bool
-    measure: str
+    labelled_by: str
+    accepted_by: str
     weight: float = pydantic.Field(1.0, ge=0)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from models.errors import ConfigError
 from models.images import to_mask, to_tensor
+from models.mini.acceptance import ACCEPTANCE
 from models.mini.measures import MEASURES, measure
 from models.mini.photos import PHOTOGRAPHS, photo_crops
 from models.mini.scenes import COLOURS, SHAPES, WORDS, render_scene
@@ -102,6 +103,8 @@ def test_lettering_counts_in_either_polarity_but_not_another_word():
 
 
 def test_every_dimension_has_a_measure_and_unknown_ones_are_named():
-    assert {dimension.measure for dimension in Taxonomy.load().dimensions} <= set(MEASURES)
+    dimensions = Taxonomy.load().dimensions
+    assert {dimension.labelled_by for dimension in dimensions} <= set(MEASURES)
+    assert {dimension.accepted_by for dimension in dimensions} <= set(ACCEPTANCE)
     with pytest.raises(ConfigError, match="beauty"):
         measure("beauty", torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), torch.ones(1, 8, 8), {})

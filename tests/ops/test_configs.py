@@ -25,9 +25,7 @@ CONFIGS = _configs()
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
 def test_every_field_names_its_origin(config):
     silent = [
-        name
-        for name, field in config.model_fields.items()
-        if not any(origin in (field.description or "").lower() for origin in ORIGINS)
+        name for name, field in config.model_fields.items() if not any(origin in (field.description or "").lower() for origin in ORIGINS)
     ]
     assert not silent, f"{config.__name__}: {silent}"
 

@@ -15,6 +15,7 @@ from models.errors import NotEnoughData
 from models.flux_fill.loading import load_transformer
 from models.images import to_mask, to_tensor
 from models.judge import Judge
+from models.mini.acceptance import accept
 from models.mini.judge_build import build_judge
 from models.mini.measures import measure
 from models.mini.scenes import render_scene
@@ -170,9 +171,11 @@ def test_records_follow_from_the_stored_edits(world: dict[str, Path], result: tu
         edit = to_tensor(edits[f"{item['condition_id']}.{item['seed']}.ema"])
         source, mask = to_tensor(curated[f"{item['condition_id']}.image"]), to_mask(curated[f"{item['condition_id']}.mask"])
         assert torch.equal(edit * (1 - mask), source * (1 - mask))  # pasted into the source
-        for dimension, value in item["measures"].items():
-            target = to_tensor(curated[f"{item['condition_id']}.target"])
-            assert measure(TAXONOMY.dimension(dimension).measure, edit, target, mask, truths[item["condition_id"]]) == value
+        scored = (edit, to_tensor(curated[f"{item['condition_id']}.target"]), mask, truths[item["condition_id"]])
+        assert set(item["measures"]) == set(item["annotator_measures"]) == set(TAXONOMY.task(item["task"]).dimensions)
+        for name, value in item["measures"].items():
+            assert accept(TAXONOMY.dimension(name).accepted_by, *scored) == value
+            assert measure(TAXONOMY.dimension(name).labelled_by, *scored) == item["annotator_measures"][name]
 
 
 def test_everyone_gets_the_same_conditions_and_seeds(result: tuple[Path, dict[str, Any]]) -> None:
@@ -284,6 +287,7 @@ def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: 
         policy_digest="",
         judge_digest="",
         measures={"removal_quality": value} if kind == "scene" else {},
+        annotator_measures={"removal_quality": -value} if kind == "scene" else {},
         judge={} if policy == "base" else {"base": {"removal_quality": list(p)}},
         preservation_psnr=30.0,
     )
@@ -297,6 +301,7 @@ def test_win_rate_by_hand() -> None:
     ema = figures["policy"]["ema"]
     assert ema["mean_win_rate"] == ema["cells"][0]["win_rate"] == 0.5
     assert ema["cells"][0]["judge_win_rate"] == pytest.approx(2 / 3)
+    assert ema["annotator_mean_win_rate"] == ema["cells"][0]["annotator_win_rate"] == 0.5
     assert ema["judge_agreement"] == 0.5
     assert figures["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
     assert [(row["task"], row["n"], row["win_rate"]) for row in ema["tasks"][3:]] == [("extend_free", 0, None), ("remove", 3, 0.5)]

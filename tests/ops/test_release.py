@@ -51,6 +51,7 @@ def evaluation_of(policy: Path, folder: Path) -> Path:
                     policy_digest=directory_digest(policy)[0] if name == "ema" else f"of {name}",
                     judge_digest="",
                     measures={"removal_quality": score} if index < 4 else {},
+                    annotator_measures={"removal_quality": score} if index < 4 else {},
                     judge={} if name == "base" else {"base": {"removal_quality": [0.8, 0.3]}},
                     preservation_psnr=33.125 if name == "ema" else 30.5,
                 )
@@ -109,9 +110,7 @@ def test_the_model_folder_is_a_pipeline_with_only_the_transformer_changed(
     assert edit.shape == (1, 64, 64, 3)
 
 
-def test_the_card_shows_the_policys_own_picture(
-    assemble: Callable[..., dict[str, Any]], parts: dict[str, Path], tiny_policy: Path
-) -> None:
+def test_the_card_shows_the_policys_own_picture(assemble: Callable[..., dict[str, Any]], parts: dict[str, Path], tiny_policy: Path) -> None:
     assemble(tiny_policy)
     shown = "pictures/before_after.png"
     assert f"]({shown})" in (parts["out"] / "README.md").read_text()

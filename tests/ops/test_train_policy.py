@@ -148,4 +148,3 @@ def test_wrong_settings_are_named(parts, tmp_path):
         _train(parts, tmp_path / "policy", QUICK, mode="dynamic")
     with pytest.raises(ValueError, match=r"stop steps 2\.\.9"):
         TrainPolicyConfig(steps=4, stop_low=2, stop_high=9)
-
