@@ -163,13 +163,14 @@ def _summary(
     rows = [duel for duel in fought if duel.truth is not None]
     decided = [duel for duel in rows if duel.truth != 0.5]
     mean = _estimate(rows, "truth", confidence, resamples) if rows else None
+    annotator = [duel.annotator for duel in rows if duel.annotator is not None]
     return {
         "n": _pairs(rows),
         "conditions": len({condition for condition, _ in (duel.key for duel in rows)}),
         "mean_win_rate": mean.mean if mean else None,
         "mean_lo": mean.lo if mean else None,
         "mean_hi": mean.hi if mean else None,
-        "annotator_mean_win_rate": nested_mean([duel.annotator for duel in rows if duel.annotator is not None], _levels(rows)) if rows else None,
+        "annotator_mean_win_rate": nested_mean(annotator, _levels(rows)) if rows else None,
         "judge_mean_win_rate": nested_mean([duel.judge for duel in rows], _levels(rows)) if rows else None,
         "judge_agreement": nested_mean([d.truth == d.judge for d in decided], _levels(decided)) if decided else None,
         "preservation_psnr": _mean_psnr(items, mode),

