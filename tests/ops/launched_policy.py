@@ -1,4 +1,4 @@
-"""What tests/ops/test_train_policy_processes.py starts by `accelerate launch`: the policies of JOBS, trained by every process together.
+"""What tests/ops/test_train_policy.py starts by `accelerate launch`: the policies of JOBS, trained by every process together.
 
     accelerate launch --multi_gpu --num_processes 2 -m tests.ops.launched_policy JOBS.json
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import FluxFillPipeline
 
 from infra.data import ensure_data
 from infra.progress import Progress
@@ -23,33 +23,32 @@ TOY = PretrainConfig(
 )
 
 
-def test_the_recipe_makes_loadable_weights_and_keeps_finished_parts(tmp_path):
-    recipe = pretrain_mini(TOY, tmp_path, Progress(), TAXONOMY)
-    load_pipeline(tmp_path / "flux-fill")
-    Judge.load(tmp_path / "judge", TAXONOMY)
-    assert json.loads((tmp_path / "recipe.json").read_text())["figures"] == recipe["figures"]
-    assert set(recipe["figures"]) == {"vae", "policy", "judge"}
-    lines: list[str] = []
-    again = pretrain_mini(TOY, tmp_path, Progress(lines.append), TAXONOMY)
-    assert again["figures"] == recipe["figures"] and len(lines) == 3 and all("kept" in line for line in lines)
+def test_an_interrupted_recipe_goes_on_to_loadable_weights_and_keeps_finished_parts(tmp_path, monkeypatch):
+    save = FluxFillPipeline.save_pretrained
 
-
-def test_an_interrupted_recipe_goes_on_and_half_a_part_is_made_again(tmp_path, monkeypatch):
-    save = AutoencoderKL.save_pretrained
-
-    def cut(model, folder):
-        save(model, folder)
-        next(Path(folder).glob("*.safetensors")).unlink()  # config.json is there, the weights are not
+    def cut(pipe, folder):
+        save(pipe, folder)
+        next(Path(folder).glob("transformer/*.safetensors")).unlink()  # config.json is there, the weights are not
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(AutoencoderKL, "save_pretrained", cut)
+    monkeypatch.setattr(FluxFillPipeline, "save_pretrained", cut)
     with pytest.raises(KeyboardInterrupt):
         pretrain_mini(TOY, tmp_path, Progress(), TAXONOMY)
-    assert resumable(tmp_path) and not (tmp_path / "vae").exists()
+    assert resumable(tmp_path) and (tmp_path / "vae").exists() and not (tmp_path / "flux-fill").exists()
     monkeypatch.undo()
-    pretrain_mini(TOY, tmp_path, Progress(), TAXONOMY)
-    load_pipeline(tmp_path / "flux-fill")
+
+    lines: list[str] = []
+    recipe = pretrain_mini(TOY, tmp_path, Progress(lines.append), TAXONOMY)
+    assert [line for line in lines if "kept" in line] == ["pretrain vae: kept from an earlier run"]
+    load_pipeline(tmp_path / "flux-fill")  # made again, not half of it taken
+    Judge.load(tmp_path / "judge", TAXONOMY)
     assert {path.name for path in tmp_path.iterdir()} == {"vae", "flux-fill", "judge", "recipe.json"}
+    assert json.loads((tmp_path / "recipe.json").read_text())["figures"] == recipe["figures"]
+    assert set(recipe["figures"]) == {"vae", "policy", "judge"}
+
+    lines.clear()
+    again = pretrain_mini(TOY, tmp_path, Progress(lines.append), TAXONOMY)
+    assert again["figures"] == recipe["figures"] and len(lines) == 3 and all("kept" in line for line in lines)
 
 
 def test_requests_cover_every_task_by_its_share():

@@ -1,35 +1,54 @@
-"""Algorithms 1 and 2 on toy networks: the reward rises, resuming equals not stopping, and each mode moves what it should."""
+"""Algorithms 1 and 2 on toy networks: every step climbs, resuming equals not stopping, each mode moves what it should, and two
+processes train what one trains and leave together.
+"""
+
+from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 
 from infra.progress import Progress
 from models.errors import ConfigError, NotEnoughData
 from models.flux_fill.loading import load_transformer
 from models.mini.scenes import render_scene
-from models.records import Condition, write_rows
+from models.records import Condition, read_rows, write_rows
 from models.shards import ShardWriter
 from models.taxonomy import Taxonomy
 from ops.folders import write_metrics
 from ops.policy_health import rewarded_dimensions
 from ops.pretrain_policy import scene_request
-from ops.train_policy import TrainPolicyConfig, train_policy
+from ops.train_policy import Trainer, TrainPolicyConfig, train_policy
 from tests.models.tiny import save_tiny_flux
 from tests.models.tiny_judge import save_tiny_judge
 
+ROOT = Path(__file__).parents[2]
 TAXONOMY = Taxonomy.load()
+Parts = tuple[Path, Path, Path]  # FLUX Fill, judge, curated dataset
+LEAVE_S = 60  # a process left behind would wait for the others for half an hour
 QUICK = TrainPolicyConfig(
     iterations=4, batch_size=2, learning_rate=1e-3, steps=3, stop_low=1, stop_high=2, checkpoint_every=2, health_conditions=2, warmup=0
 )
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> tuple[Path, Path, Path]:
+def parts(tmp_path_factory) -> Parts:
     """Tiny FLUX Fill, tiny judge, and a curated dataset of scenes."""
     folder = tmp_path_factory.mktemp("parts")
     curated, rng, rows = folder / "curated", np.random.default_rng(0), []
@@ -77,8 +96,6 @@ def test_a_run_moves_the_policy_and_writes_a_loadable_version(parts, tmp_path):
 def test_resumed_equals_uninterrupted(parts, tmp_path, mode, monkeypatch):
     _train(parts, tmp_path / "whole", QUICK, mode)
     scratch = tmp_path / "scratch"
-    from ops.train_policy import Trainer
-
     iterate = Trainer.iterate
 
     def interrupted(self, step):
@@ -116,15 +133,24 @@ def test_lora_trains_an_adapter_that_merges(parts, tmp_path):
     assert merged.keys() == base.keys() and any(not torch.equal(merged[name], base[name]) for name in base)
 
 
-def test_the_policy_pleases_the_judge_more_after_training(parts, tmp_path):
-    """The mean P(yes) of the last ten of forty steps beats that of the first ten."""
-    config = QUICK.model_copy(
-        update={"iterations": 40, "learning_rate": 3e-3, "cap": 1.0, "checkpoint_every": 100, "stop_low": 2, "batch_size": 2}
-    )
-    out = tmp_path / "policy"
-    _train(parts, out, config)
-    rewards = [json.loads(line)["reward"] for line in (out / "curve.jsonl").read_text().splitlines()]
-    assert np.mean(rewards[-10:]) > np.mean(rewards[:10])
+@pytest.mark.parametrize(
+    "mode, changes",
+    [
+        ("static", {}),
+        ("ema", {"lora_rank": 2, "learning_rate": 3e-3, "dtype": "bfloat16", "gradient_checkpointing": True, "true_cfg": 2.0}),
+    ],
+)
+def test_every_step_on_the_same_draw_pleases_the_judge_more(parts, mode, changes):
+    """A policy that sees one batch and one noise again and again climbs at every step: the gradient points at P(Yes)."""
+    trainer = Trainer(QUICK.model_copy(update={"cap": 1.0, "decay": 0.999, **changes}), *parts, TAXONOMY, mode)
+    rewards = [trainer.iterate(0)["reward"] for _ in range(6)]
+    assert all(after > before for before, after in pairwise(rewards)), rewards
+
+
+def test_a_dimension_above_the_cap_gives_no_gradient(parts):
+    trainer = Trainer(QUICK.model_copy(update={"cap": 0.01}), *parts, TAXONOMY, "static")
+    row = trainer.iterate(0)
+    assert row["loss"] == 0 and row["grad_norm"] == 0 and row["reward"] > 0.01
 
 
 def test_cells_the_judge_cannot_judge_give_no_reward(tmp_path):
@@ -143,8 +169,158 @@ def test_a_judge_that_can_judge_nothing_stops_the_run(parts, tmp_path):
         _train((parts[0], judge, parts[2]), tmp_path / "policy", QUICK)
 
 
+def test_processes_that_would_not_train_one_policy_are_refused(parts, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigError, match="FSDP splits the weights"):
+        Trainer(QUICK, *parts, TAXONOMY, "static")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as a launcher sets it, while accelerate, on a machine without GPU, sees one process
+    with pytest.raises(ConfigError, match="each would train alone"):
+        Trainer(QUICK, *parts, TAXONOMY, "static")
+
+
 def test_wrong_settings_are_named(parts, tmp_path):
     with pytest.raises(ConfigError, match="dynamic"):
         _train(parts, tmp_path / "policy", QUICK, mode="dynamic")
     with pytest.raises(ValueError, match=r"stop steps 2\.\.9"):
         TrainPolicyConfig(steps=4, stop_low=2, stop_high=9)
+
+
+# Two processes, started by the real `accelerate launch`, over gloo, on the CPU.
+
+
+def _job(parts: Parts, folder: Path, mode: str, **changes) -> dict:
+    (folder / "out").mkdir(parents=True)
+    (folder / "scratch").mkdir()
+    config = QUICK.model_copy(update=changes).model_dump()
+    return {"parts": [str(p) for p in parts], "config": config, "mode": mode, "out": f"{folder}/out", "scratch": f"{folder}/scratch"}
+
+
+def _launch(folder: Path, *jobs: dict) -> subprocess.Popen:
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    command = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m"]
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command, "tests.ops.launched_policy", str(folder / "jobs.json")],
+            cwd=ROOT,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a signal meant for it must not reach the tests
+        )
+
+
+def _ended(launched: subprocess.Popen, seconds: float) -> int:
+    """The launcher's exit code; fails where it or one of its workers is still there after `seconds`."""
+    started, deadline = psutil.Process(launched.pid), time.monotonic() + seconds
+    workers: set[psutil.Process] = set()
+    try:
+        while launched.poll() is None and time.monotonic() < deadline:
+            with suppress(psutil.NoSuchProcess):
+                workers |= set(started.children(recursive=True))
+            time.sleep(0.05)
+        assert launched.poll() is not None, "the launcher still waits"
+        assert not psutil.wait_procs(workers, timeout=5)[1], "a worker was left behind"
+        return launched.returncode
+    finally:
+        for process in (*workers, started):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _unreadable(parts: Parts, folder: Path) -> tuple[Parts, str]:
+    """A dataset with two training conditions, of which the first one's picture does not decode; and that picture's key."""
+    curated = shutil.copytree(parts[2], folder)
+    rows = read_rows(curated / "conditions.jsonl", Condition)
+    chosen = [row for row in rows if row.task == "fill" and row.split == "train"][:2]
+    write_rows(curated / "conditions.jsonl", chosen)
+    key = f"{chosen[0].id}.image"
+    with tarfile.open(curated / "images-00000.tar") as shard:
+        start = shard.getmember(f"{key}.png").offset_data
+    with (curated / "images-00000.tar").open("r+b") as file:
+        file.seek(start)
+        file.write(bytes(64))
+    return (*parts[:2], curated), key
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one launch of two processes left: a batch of three, a whole run of either mode, and a run that one of them cannot read."""
+
+    jobs: dict[str, dict]
+    code: int
+    log: str
+    unreadable: str
+
+
+@pytest.fixture(scope="module")
+def trained(parts, tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    broken, key = _unreadable(parts, folder / "curated")
+    jobs = {
+        "uneven": _job(parts, folder / "uneven", "static", batch_size=3),
+        "static": _job(parts, folder / "static", "static", batch_size=4, keep_weight=20.0, true_cfg=2.0),
+        "ema": _job(parts, folder / "ema", "ema", batch_size=4, lora_rank=2, decay=0.5, gradient_checkpointing=True),
+        "unreadable": _job(broken, folder / "unreadable", "static"),
+    }
+    code = _ended(_launch(folder, *jobs.values()), 300)
+    return Trained(jobs, code, (folder / "log").read_text(), key)
+
+
+@pytest.mark.launch
+def test_a_batch_that_does_not_split_is_refused_by_every_process(trained):
+    refusals = [(Path(trained.jobs["uneven"]["out"]) / f"refused-{rank}.txt").read_text() for rank in range(2)]
+    assert all("batch_size 3 does not split evenly over 2 processes" in text for text in refusals)
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("mode", ["static", "ema"])
+def test_two_processes_train_what_one_trains(parts, trained, mode, tmp_path):
+    """The same figures and files, and weights that moved the same way: the gradient of the whole batch reaches both."""
+    job, alone = trained.jobs[mode], tmp_path / "alone"
+    alone.mkdir()
+    config = TrainPolicyConfig(**job["config"])
+    metrics = train_policy(config, *parts, alone, Progress(), TAXONOMY, mode=mode, scratch=tmp_path / "scratch")
+    together = Path(job["out"])
+    assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}, trained.log
+    found = json.loads((together / "metrics.json").read_text())
+    assert found.keys() == metrics.keys() and found["preservation_psnr"] == pytest.approx(metrics["preservation_psnr"], abs=0.05)
+    curves = [[json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()] for folder in (together, alone)]
+    for ours, theirs in zip(*curves, strict=True):
+        assert [ours[key] for key in ("step", "task", "stop")] == [theirs[key] for key in ("step", "task", "stop")]
+        for key in ("loss", "reward", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3), key
+    base, *weights = (load_transformer(parts[0], folder).state_dict() for folder in (None, together, alone))
+    apart, way = (sum(float((weights[1][name] - other[name]).pow(2).sum()) ** 0.5 for name in base) for other in (weights[0], base))
+    assert apart < 0.01 * way  # not equal: Adam blows up the rounding of the smallest gradients
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("mode", ["static", "ema"])
+def test_policy_and_shadows_are_the_same_in_every_process(trained, mode):
+    first, second = (load_file(Path(trained.jobs[mode]["scratch"]) / f"rank-{rank}.safetensors") for rank in range(2))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.launch
+def test_what_one_process_cannot_read_ends_both(trained):
+    """Its process fails and names the picture; the other does not wait for it, and nothing is written."""
+    assert trained.code != 0 and trained.unreadable in trained.log
+    assert not list(Path(trained.jobs["unreadable"]["out"]).iterdir())
+
+
+@pytest.mark.launch
+def test_ctrl_c_ends_both_and_the_run_goes_on_from_its_checkpoint(parts, tmp_path):
+    """Stopped with two processes, finished by one."""
+    job = _job(parts, tmp_path / "run", "static", iterations=24)
+    launched, deadline = _launch(tmp_path, job), time.monotonic() + 300
+    while not list(Path(job["scratch"]).glob("*/step-*")):
+        assert launched.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    launched.send_signal(signal.SIGINT)  # Ctrl-C: the launcher passes it on, its workers are sessions of their own
+    assert _ended(launched, LEAVE_S) != 0
+    out, lines = Path(job["out"]), []
+    assert not list(out.iterdir())
+    config = TrainPolicyConfig(**job["config"])
+    train_policy(config, *parts, out, Progress(lines.append), TAXONOMY, mode="static", scratch=Path(job["scratch"]))
+    assert "resumed after iteration" in lines[0]
+    assert [json.loads(line)["step"] for line in (out / "curve.jsonl").read_text().splitlines()] == list(range(1, 25))
