@@ -311,4 +311,7 @@ def export_onnx(config: OnnxConfig, base: Path, policy: Path | None, out: Path, 
 def _error_plot(shapes: list[dict[str, Any]]) -> Figure:
     labels = [f"batch {row['batch']}, {row['image_tokens']} image and {row['text_tokens']} text tokens" for row in shapes]
     errors = {"error": ([row["relative_error"] for row in shapes], SERIES[0])}
-    return stacked_bars(labels, errors, x="relative error of ONNX Runtime's velocity against torch's")
+    figure = stacked_bars(labels, errors, x="relative error of the velocity against torch")
+    figure.axes[0].locator_params(axis="x", nbins=4)
+    figure.axes[0].xaxis.set_major_formatter("{x:.1e}")
+    return figure
