@@ -23,19 +23,24 @@ LABELS_VARIABLE = "ONEREWARD_LABELS_URL"  # e.g. postgresql+psycopg2://...
 DEFAULT_HOME = ".onereward"
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # safe as a folder name
 
-# One pool-tagged op at a time: the heavy stages share one accelerator, or two cores. Retries are off because a stage that
-# failed at a gate fails again, and one that was interrupted resumes from its work folder when it is started again.
+# One run and one pool-tagged op at a time: the heavy stages share one accelerator, or two cores. Retries are off because a
+# stage that failed at a gate fails again, and one that was interrupted resumes from its work folder when it is started again.
+# Monitoring ends runs that never start and frees the pool of those that were killed. No path is named: Dagster then keeps its
+# databases beside this file, and the home can be moved.
 DAGSTER_YAML = """\
-storage:
-  sqlite:
-    base_dir: {base_dir}
 telemetry:
   enabled: false
 run_retries:
   enabled: false
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 600
+  free_slots_after_run_end_seconds: 60
 concurrency:
   pools:
     default_limit: 1
+  runs:
+    max_concurrent_runs: 1
 """
 
 
@@ -73,8 +78,13 @@ class Workspace:
         folder = _made(self.home / "dagster")
         config = folder / "dagster.yaml"
         if not config.exists():
-            config.write_text(DAGSTER_YAML.format(base_dir=folder / "storage"))
+            config.write_text(DAGSTER_YAML)
         return folder
+
+    @property
+    def tmp(self) -> Path:
+        """Where drafts are written: on the home's own disk, whatever the system's temporary folder is."""
+        return _made(self.home / "tmp")
 
     def scratch(self, key: str) -> Path:
         """The work folder of one piece of work, named by its key: it outlives an interruption, so that the work can resume."""

@@ -40,6 +40,21 @@ def test_everything_lies_under_the_home(tmp_path: Path) -> None:
     assert {p.name for p in workspace.home.iterdir()} == {"work", "registry", "labels.db", "reports"}
 
 
+def test_a_moved_home_keeps_its_runs_and_versions(tmp_path: Path) -> None:
+    """Nothing under a home names the place it was made at."""
+    workspace = Workspace.from_env(tmp_path / "home")
+    (workspace.scratch("abc") / "state").write_text("done")
+    ref = workspace.store.put("onnx", workspace.scratch("abc"))
+    with dg.DagsterInstance.from_config(str(workspace.dagster_home)) as instance:
+        run_id = dg.materialize([dg.asset(lambda: None, name="thing")], instance=instance).run_id
+    moved = Workspace.from_env(workspace.home.rename(tmp_path / "moved"))
+    assert (moved.store.get(ref) / "state").read_text() == "done"
+    with dg.DagsterInstance.from_config(str(moved.dagster_home)) as instance:
+        assert [run.run_id for run in instance.get_runs()] == [run_id]
+        assert dg.materialize([dg.asset(lambda: None, name="thing")], instance=instance).success
+    assert not workspace.home.exists()
+
+
 @pytest.mark.parametrize("key", ["", "..", "a/b", "/abs"])
 def test_a_work_folder_stays_inside(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError):
@@ -49,10 +64,12 @@ def test_a_work_folder_stays_inside(tmp_path: Path, key: str) -> None:
 def test_dagster_runs_from_the_home(tmp_path: Path) -> None:
     home = Workspace.from_env(tmp_path).dagster_home
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        assert not instance.telemetry_enabled and not instance.run_retries_enabled
-        assert instance.get_concurrency_config().pool_config.default_pool_limit == 1
+        assert not instance.telemetry_enabled and not instance.run_retries_enabled and instance.run_monitoring_enabled
+        limits = instance.get_concurrency_config()
+        assert limits.pool_config.default_pool_limit == 1
+        assert limits.run_queue_config is not None and limits.run_queue_config.max_concurrent_runs == 1
         assert dg.materialize([dg.asset(lambda: None, name="thing")], instance=instance).success
-    assert any((tmp_path / "dagster" / "storage").rglob("*.db"))
+    assert any((tmp_path / "dagster").rglob("*.db"))
     (home / "dagster.yaml").write_text("telemetry:\n  enabled: true\n")
     assert "true" in (Workspace.from_env(tmp_path).dagster_home / "dagster.yaml").read_text()  # the user's changes stay
     assert os.environ.get("DAGSTER_HOME") != str(home)
