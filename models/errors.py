@@ -78,5 +78,9 @@ class ExportError(OneRewardError):
     """An ONNX or TensorRT export failed or does not agree with the network it was made from."""
 
 
+class RunUnderWay(OneRewardError):
+    """Another run of the same home has not ended."""
+
+
 class ServerUnreachable(OneRewardError):
     """A database, store or hub server does not answer."""

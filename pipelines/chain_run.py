@@ -16,7 +16,8 @@ from assets.settings import Settings
 from assets.sources import ROOT
 from infra.data import ensure_data
 from infra.stores.base import ArtifactRef
-from models.errors import GateRefused
+from models.errors import GateRefused, RunUnderWay
+from pipelines.dead_runs import end_dead_runs
 from pipelines.definitions import definitions
 from pipelines.jobs import ALL_MODES, whole_chain
 from pipelines.terminal import quieten
@@ -46,8 +47,13 @@ class Outcome:
 
 
 def run_chain(settings: Settings, instance: dg.DagsterInstance) -> Outcome:
-    """Take images through every stage. What a stage raises ends in `failed`, Ctrl-C in `interrupted`."""
+    """Take images through every stage. What a stage raises ends in `failed`, Ctrl-C in `interrupted`.
+
+    Raises RunUnderWay where another run of this home is alive: it would have to be waited for at every heavy stage.
+    """
     quieten()
+    if alive := end_dead_runs(instance):
+        raise RunUnderWay(f"Run {alive[0][:8]} is under way in this home.", "Let it end, stop it, or name another home with --home.")
     if any(source.startswith("data/") for source in (settings.flux, settings.judge)):
         ensure_data(ROOT)
     job = definitions(settings).resolve_job_def(whole_chain.name)

@@ -6,6 +6,7 @@ An error that the user can act on ends in one line on stderr and exit code 1, wi
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="OneReward: one judge tunes FLUX Fill, versioned and gated.",
 )
-labels_app = typer.Typer(no_args_is_help=True, help="Human labels in and out of the label database.")
+labels_app = typer.Typer(no_args_is_help=True, help="Candidates for people to judge, and their labels in and out of the database.")
 app.add_typer(labels_app, name="labels")
 
 PresetOption = Annotated[
@@ -68,10 +69,17 @@ def dev(preset: PresetOption = None, home: HomeOption = None, port: Annotated[in
     from pipelines.home import enter
 
     settings, _ = enter(preset, home)
+    from dagster import DagsterInstance
+
+    from pipelines.dead_runs import end_dead_runs
+
     if any(source.startswith("data/") for source in (settings.flux, settings.judge)):
         ensure_data(ROOT)
+    with DagsterInstance.get() as instance:
+        end_dead_runs(instance)
     print(f"http://127.0.0.1:{port}")
     sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job is deaf to it, and Dagster then to SIGTERM as well
     arguments = ["-m", "dagster", "dev", "-m", "pipelines.definitions", "-d", str(ROOT), "-h", "127.0.0.1", "-p", str(port)]
     os.execv(sys.executable, [sys.executable, *arguments])
 
@@ -207,18 +215,34 @@ def pretrain_mini_command(
     print(out)
 
 
+@labels_app.command("show")
+def show_candidates(
+    folder: Annotated[Path, typer.Argument(help="Absent or empty.")],
+    candidates: Annotated[str, typer.Option(help="Digest of the candidates; the newest without one.")] = "",
+    preset: PresetOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Write what people are to judge: a sheet per request, and questions.jsonl to fill in and import."""
+    from pipelines.home import enter
+    from pipelines.labels import show
+
+    settings, workspace = enter(preset, home)
+    print(f"{show(settings, workspace, folder, candidates)} requests in {folder}")
+
+
 @labels_app.command("import")
 def import_labels(
     file: Path,
     candidates: Annotated[str, typer.Option(help="Digest of the candidates that were judged; the newest without one.")] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Let new answers stand instead of the database's.")] = False,
+    preset: PresetOption = None,
     home: HomeOption = None,
 ) -> None:
     """Add human labels from JSON Lines: annotator, order shown, best, worst or tie per dimension. All or none."""
     from pipelines.home import enter
     from pipelines.labels import import_file
 
-    settings, workspace = enter(None, home)
+    settings, workspace = enter(preset, home)
     print(f"{import_file(settings, workspace, file, candidates, replace=replace)} labels new or changed")
 
 
@@ -226,13 +250,14 @@ def import_labels(
 def export_labels(
     file: Path,
     candidates: Annotated[str, typer.Option(help="Digest of the candidates; the newest without one.")] = "",
+    preset: PresetOption = None,
     home: HomeOption = None,
 ) -> None:
     """Write the labels given for one version of the candidates as JSON Lines."""
     from pipelines.home import enter
     from pipelines.labels import export_file
 
-    _, workspace = enter(None, home)
+    _, workspace = enter(preset, home)
     print(f"{export_file(workspace, file, candidates)} labels in {file}")
 
 
