@@ -127,11 +127,14 @@ def _lakefs() -> Finding:
     endpoint = os.environ.get("LAKEFS_ENDPOINT")
     if not endpoint:
         return Finding("lakeFS", "ok", "not used (LAKEFS_ENDPOINT is not set)")
+    import http.client
     import urllib.request
 
+    if not endpoint.startswith(("http://", "https://")):
+        return Finding("lakeFS", "error", f"{endpoint} is no URL", "Write LAKEFS_ENDPOINT like https://lakefs.example.com.")
     try:
         urllib.request.urlopen(f"{endpoint.rstrip('/')}/_health", timeout=3).close()
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a port that is no number, a host that is no name
         return Finding("lakeFS", "error", f"{endpoint} does not answer: {error}", "Start the server or correct LAKEFS_ENDPOINT.")
     return Finding("lakeFS", "ok", endpoint)
 

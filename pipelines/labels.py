@@ -1,4 +1,4 @@
-"""Human labels in and out, for one version of the candidates."""
+"""What people are shown, and their labels in and out, for one version of the candidates."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from infra.workspace import Workspace
 from models.errors import BadLabel, UnknownVersion
 from models.taxonomy import Taxonomy
 from ops.label import export_labels, import_labels
+from ops.show import show_candidates
 
 CANDIDATES, CURATED = "candidates", "curated_dataset"
 
@@ -30,6 +31,16 @@ def _curated(version: Version) -> ArtifactRef:
     return next(parent for parent in version.parents if parent.name == CURATED)
 
 
+def _taxonomy(settings: Settings) -> Taxonomy:
+    return Taxonomy.load(ROOT / settings.taxonomy if settings.taxonomy else None)
+
+
+def show(settings: Settings, workspace: Workspace, folder: Path, digest: str) -> int:
+    """Write what people are to judge into a folder; the number of requests. Raises ConfigError for one that is not empty."""
+    version = _candidates(workspace.store, digest)
+    return show_candidates(workspace.store.get(_curated(version)), workspace.store.get(version.ref), folder, _taxonomy(settings))
+
+
 def import_file(settings: Settings, workspace: Workspace, file: Path, digest: str, *, replace: bool) -> int:
     """Add a file of labels, all of it or nothing; the number of answers that are new or changed. Raises BadLabel, BadManifest."""
     version = _candidates(workspace.store, digest)
@@ -39,7 +50,7 @@ def import_file(settings: Settings, workspace: Workspace, file: Path, digest: st
         workspace.store.get(version.ref),
         LabelStore(workspace.labels_url),
         version.ref.digest,
-        Taxonomy.load(ROOT / settings.taxonomy if settings.taxonomy else None),
+        _taxonomy(settings),
         replace=replace,
     )
 

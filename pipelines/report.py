@@ -33,18 +33,21 @@ def run_and_report(settings: Settings, workspace: Workspace) -> tuple[Outcome, P
     if outcome.ending == "interrupted" or not outcome.artifacts:
         return outcome, None
     store = workspace.store
-    wall_s = time.time() - psutil.Process().create_time()  # with the libraries' imports
+    folders = {name: store.get(ref) for name, ref in outcome.artifacts.items()}  # reads every byte: part of the run's time
+    versions = {name: store.version(ref.digest) for name, ref in outcome.artifacts.items()}
+    release, source = _release(workspace, outcome), commit()
+    wall_s = time.time() - psutil.Process().create_time()  # with the libraries' imports; writing the page adds less than a second
     _, page = write_report(
         workspace.reports / str(1 + max(_numbers(workspace), default=0)),
-        folders={name: store.get(ref) for name, ref in outcome.artifacts.items()},
-        versions={name: store.version(ref.digest) for name, ref in outcome.artifacts.items()},
+        folders=folders,
+        versions=versions,
         run=RunFacts(
             wall_s=round(wall_s, 1),
             peak_rss_gb=round(peak_rss_gb(), 3),
             overhead_share=round(max(0.0, 1 - outcome.work_s / wall_s), 4),
-            commit=commit(),
+            commit=source,
             gates=outcome.gates,
-            release=_release(workspace, outcome),
+            release=release,
             refused=outcome.message if outcome.ending == "refused" else None,
             reused=outcome.reused,
             stage_seconds=outcome.seconds,

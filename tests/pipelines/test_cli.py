@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
+from assets.sources import ROOT
 from infra.workspace import Workspace
 from models.records import Condition, write_rows
+from models.shards import ShardWriter
 from ops.folders import write_metrics
-from pipelines import doctor
-from pipelines.config import load_settings
 from tests.pipelines.conftest import Command
 
 SIZE = (64, 64)
@@ -111,38 +112,70 @@ def test_versions_show_numbers_digests_and_stages(onereward: Command, home: Path
     assert ref.digest[:12] in lines[2] and lines[2].endswith("production verified")
 
 
-def test_labels_go_in_and_out(onereward: Command, home: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def candidates(home: Path, tmp_path: Path) -> list[str]:
+    """A stored request to remove something with two candidates; the candidates' ids."""
     store = Workspace.from_env(home).store
-    curated = tmp_path / "curated"
+    curated, answered = tmp_path / "curated", tmp_path / "candidates"
     curated.mkdir()
+    answered.mkdir()
     condition = Condition(id="c1", source_id="s1", task="remove", prompt="remove", split="train", kind="user")
     write_rows(curated / "conditions.jsonl", [condition])
+    with ShardWriter(curated) as shards:
+        shards.add("c1.image", Image.new("RGB", SIZE, "red"))
+        shards.add("c1.mask", Image.open(masked(tmp_path / "mask.png")))
     write_metrics(curated, {})
     parent = store.put("curated_dataset", curated, key="1")
-    candidates = tmp_path / "candidates"
-    candidates.mkdir()
     row = {"condition_id": "c1", "seed": 0, "steps": 4, "negative_prompt": "", "true_cfg": 1.0, "guidance_scale": 1.0}
     rows = [{**row, "id": f"c1.{n}", "index": n, "strength": 1.0, "scheduler": "x", "model_digest": "x"} for n in range(2)]
-    (candidates / "candidates.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
-    write_metrics(candidates, {})
-    store.put("candidates", candidates, key="1", parents=[parent])
+    (answered / "candidates.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    with ShardWriter(answered) as shards:
+        for each, colour in zip(rows, ("green", "blue"), strict=True):
+            shards.add(str(each["id"]), Image.new("RGB", SIZE, colour))
+    write_metrics(answered, {})
+    store.put("candidates", answered, key="1", parents=[parent])
+    return [str(each["id"]) for each in rows]
 
-    label = {
-        "condition_id": "c1",
-        "annotator": "kim",
-        "shown": ["c1.1", "c1.0"],
-        "labels": {"removal_quality": {"best": "c1.0", "worst": "c1.1"}},
-    }
-    file = tmp_path / "labels.jsonl"
+
+def test_what_is_shown_is_filled_in_imported_and_exported(onereward: Command, candidates: list[str], tmp_path: Path) -> None:
+    shown, file, out = tmp_path / "shown", tmp_path / "labels.jsonl", tmp_path / "out.jsonl"
+    assert onereward("labels", "show", str(shown))[:2] == (0, f"1 requests in {shown}\n")
+    sheet = Image.open(shown / "c1.png")
+    colours = {colour for _, colour in sheet.convert("RGB").getcolors(2**16) or ()}
+    assert {(255, 0, 0), (0, 128, 0), (0, 0, 255)} <= colours  # the source around the mask, one candidate, the other
+    question = json.loads((shown / "questions.jsonl").read_text())
+    assert question["condition_id"] == "c1" and sorted(question["shown"]) == candidates
+    assert question["labels"] == {"removal_quality": {"best": None, "worst": None}}
+    code, _, err = onereward("labels", "import", str(shown / "questions.jsonl"))
+    assert code == 1 and "line 1" in err  # not filled in yet
+    code, _, err = onereward("labels", "show", str(shown))
+    assert code == 1 and "is not empty" in err
+
+    label = {**question, "annotator": "kim", "labels": {"removal_quality": {"best": "c1.0", "worst": "c1.1"}}}
     file.write_text(json.dumps(label) + "\n")
     assert onereward("labels", "import", str(file))[:2] == (0, "1 labels new or changed\n")
     assert onereward("labels", "import", str(file))[:2] == (0, "0 labels new or changed\n")
-    out = tmp_path / "out.jsonl"
     assert onereward("labels", "export", str(out))[0] == 0
     assert json.loads(out.read_text()) == label
     file.write_text(json.dumps({**label, "shown": ["c1.1", "c1.9"]}) + "\n")
     code, _, err = onereward("labels", "import", str(file))
     assert code == 1 and "'c1.9'" in err
+
+
+def test_labels_follow_the_presets_taxonomy(onereward: Command, candidates: list[str], toy: Callable[..., Path], tmp_path: Path) -> None:
+    taxonomy = yaml.safe_load((ROOT / "models" / "taxonomy" / "taxonomy.yaml").read_text())
+    taxonomy["tasks"]["remove"]["dimensions"] = ["structure"]
+    own, file = tmp_path / "taxonomy.yaml", tmp_path / "labels.jsonl"
+    own.write_text(yaml.safe_dump(taxonomy))
+    preset = ("--preset", str(toy(taxonomy=str(own))))
+    label = {"condition_id": "c1", "annotator": "kim", "shown": candidates, "labels": {"structure": {"tie": True}}}
+    file.write_text(json.dumps(label) + "\n")
+    code, _, err = onereward("labels", "import", str(file))
+    assert code == 1 and "'structure'" in err
+    assert onereward("labels", "import", str(file), *preset)[:2] == (0, "1 labels new or changed\n")
+    assert onereward("labels", "export", str(tmp_path / "out.jsonl"), *preset)[0] == 0
+    onereward("labels", "show", str(tmp_path / "shown"), *preset)
+    assert '"structure"' in (tmp_path / "shown" / "questions.jsonl").read_text()
 
 
 def test_pretraining_never_writes_over_weights(onereward: Command, tmp_path: Path) -> None:
@@ -157,29 +190,3 @@ def test_pretraining_goes_on_where_it_was_interrupted(onereward: Command, tmp_pa
     (tmp_path / "out" / "recipe.json").write_text('{"figures": {}}')
     code, out, err = onereward("pretrain-mini", "--out", str(tmp_path / "out"))
     assert code == 0 and out.count("kept from an earlier run") == 3, err
-
-
-def test_doctor_gives_a_remedy_for_everything_it_finds(onereward: Command, toy: Callable[..., Path]) -> None:
-    code, out, _ = onereward("doctor", "--preset", str(toy()))
-    for name in ("cores", "memory", "disk", "GPU", "ONNX Runtime", "engine builder", "weights", "store", "labels", "lakeFS", "antlr"):
-        assert f" {name} " in out
-    assert code == int("error " in out)
-
-
-def test_findings_that_are_not_ok_have_a_remedy(home: Path, toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "MEMORY_GB", 1e9)
-    monkeypatch.setattr(doctor, "DISK_GB", 1e9)
-    monkeypatch.setenv("LAKEFS_ENDPOINT", "http://127.0.0.1:9")
-    settings = load_settings(str(toy(threads=4096, models={"flux": "nowhere", "judge": "nowhere"})))
-    findings = {finding.name: finding for finding in doctor.examine(settings, Workspace.from_env(home))}
-    for name in ("cores", "memory", "disk", "weights", "lakeFS"):
-        assert findings[name].level != "ok", name
-    assert all(bool(finding.remedy) == (finding.level != "ok") for finding in findings.values())
-
-
-def test_doctor_explains_the_antlr_trap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: "4.9.3")
-    finding = doctor._antlr()
-    assert finding.level == "warning" and "selection strings crash" in finding.found and "4.13.2" in finding.remedy
-    monkeypatch.setattr(doctor, "_version", lambda package: "4.13.2")
-    assert doctor._antlr().level == "ok"
