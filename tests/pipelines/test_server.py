@@ -1,110 +1,92 @@
-"""An asset materializes from the UI: `onereward dev` on a free port, driven through the web server's GraphQL."""
+"""Every asset materializes from the UI: `onereward dev` at toy size, driven through the web server's GraphQL."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from assets.sources import ROOT
+from assets.chain import STAGES
 from infra.workspace import Workspace
+from pipelines.jobs import ALL_MODES
+from tests.pipelines.server import Server
+from tests.pipelines.test_definitions import CHAIN, GATED
 
-pytestmark = pytest.mark.server
-WAIT_S = 300
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
+PICTURED = ["curated_dataset", "candidates", "preference_pairs", "reward_model", "policy", "evaluation"]
+MODES = {stage.name: stage.modes for stage in STAGES}
 
-LOCATION = """{ repositoriesOrError { __typename ... on RepositoryConnection { nodes { name location { name } } } } }"""
-LAUNCH = """
-mutation($params: ExecutionParams!) {
-  launchPipelineExecution(executionParams: $params) {
-    __typename
-    ... on LaunchRunSuccess { run { runId } }
-    ... on PythonError { message }
-    ... on RunConfigValidationInvalid { errors { message } }
-  }
-}
+ASSETS = """
+{ assetNodes { assetKey { path } partitionKeys
+  latest: assetMaterializations(limit: 1) { ...Made }
+  assetChecksOrError { ... on AssetChecks { checks { name blocking executionForLatestMaterialization { status } } } } } }
+fragment Made on MaterializationEvent { runId partition metadataEntries { label
+  ... on TextMetadataEntry { text } ... on MarkdownMetadataEntry { mdStr } ... on JsonMetadataEntry { jsonString } } }
 """
-RUN = """query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"""
-MATERIALIZATION = """
-{ assetOrError(assetKey: {path: ["source_images"]}) { ... on Asset { assetMaterializations(limit: 1) {
-  runId metadataEntries { label ... on TextMetadataEntry { text } ... on IntMetadataEntry { intValue } }
-} } } }
+BY_PARTITION = """
+query($asset: AssetKeyInput!, $partitions: [String!]) { assetNodeOrError(assetKey: $asset) { ... on AssetNode {
+  latestMaterializationByPartition(partitions: $partitions) { runId partition metadataEntries { label
+    ... on TextMetadataEntry { text } ... on MarkdownMetadataEntry { mdStr } } } } } }
 """
+MADE_BY = "query($id: ID!) { runOrError(runId: $id) { ... on Run { assetMaterializations { assetKey { path } } } } }"
 
 
-def ask(url: str, query: str, **variables: Any) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"{url}/graphql", json.dumps({"query": query, "variables": variables}).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)["data"]
+@pytest.fixture(scope="session")
+def nodes(chain_server: Server) -> dict[str, dict[str, Any]]:
+    """What the server says of every asset, by name."""
+    return {node["assetKey"]["path"][-1]: node for node in chain_server.ask(ASSETS)["assetNodes"]}
 
 
-def until(url: str, done: Callable[[], Any]) -> Any:
-    """What `done` returns once it is true; a server that is not up yet is waited for."""
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        try:
-            if result := done():
-                return result
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            pass
-        time.sleep(1)
-    raise AssertionError(f"{url} did not get there in {WAIT_S} s")
+def materializations(server: Server, node: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The latest of an asset, one per partition, its metadata by label."""
+    made = node["latest"]
+    if MODES[name]:
+        asked = server.ask(BY_PARTITION, asset={"path": [name]}, partitions=list(MODES[name]))
+        made = asked["assetNodeOrError"]["latestMaterializationByPartition"]
+        assert [event["partition"] for event in made] == list(MODES[name])
+    return [{entry["label"]: entry.get("text") or entry.get("mdStr") for entry in event["metadataEntries"]} for event in made]
 
 
-@pytest.fixture
-def url(home: Path, toy: Callable[..., Path]) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    preset = toy(source_images={"n_scenes": 4, "crops_per_photo": 0})
-    environment = {**os.environ, "ONEREWARD_HOME": str(home)}
-    command = [sys.executable, "-m", "pipelines.cli", "dev", "--preset", str(preset), "--port", str(port)]
-    log = (home.parent / "dev.log").open("w")
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        log.close()
+def test_the_ui_shows_the_whole_chain(nodes: dict[str, dict[str, Any]]) -> None:
+    assert set(nodes) == set(CHAIN)
+    assert nodes["policy"]["partitionKeys"] == list(MODES["policy"])
 
 
-def test_an_asset_materializes_from_the_ui(url: str, home: Path) -> None:
-    nodes = until(url, lambda: ask(url, LOCATION)["repositoriesOrError"].get("nodes"))
-    selector = {
-        "repositoryName": nodes[0]["name"],
-        "repositoryLocationName": nodes[0]["location"]["name"],
-        "pipelineName": "__ASSET_JOB",
-        "assetSelection": [{"path": ["source_images"]}],
-        "assetCheckSelection": [],
-    }
-    launched = ask(url, LAUNCH, params={"selector": selector, "runConfigData": {}})["launchPipelineExecution"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    run_id = launched["run"]["runId"]
-    ended = ("SUCCESS", "FAILURE", "CANCELED")
-    status = until(
-        url, lambda: (ask(url, RUN, id=run_id)["runOrError"]["status"] in ended) and ask(url, RUN, id=run_id)["runOrError"]["status"]
-    )
-    assert status == "SUCCESS"
-    made = ask(url, MATERIALIZATION)["assetOrError"]["assetMaterializations"][0]
-    shown = {entry["label"]: entry.get("text") or entry.get("intValue") for entry in made["metadataEntries"]}
-    assert made["runId"] == run_id
-    assert shown["sources"] == 4
-    assert Workspace.from_env(home).store.version(shown["digest"]).ref.name == "source_images"
+@pytest.mark.parametrize("name", CHAIN)
+def test_the_latest_materialization_is_a_stored_version(chain_server: Server, nodes: dict[str, dict[str, Any]], name: str) -> None:
+    store = Workspace.from_env(chain_server.home).store
+    for made, mode in zip(materializations(chain_server, nodes[name], name), MODES[name] or [None], strict=True):
+        ref = store.version(made["digest"]).ref
+        assert ref.name == (f"{name}-{mode}" if mode else name)
+        assert any(store.get(ref).iterdir())
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_gates_ran_and_passed(nodes: dict[str, dict[str, Any]], name: str) -> None:
+    checks = nodes[name]["assetChecksOrError"]["checks"]
+    assert [check["name"] for check in checks] == (["gate"] if name in GATED else [])
+    for check in checks:
+        assert check["blocking"] and check["executionForLatestMaterialization"]["status"] == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("name", PICTURED)
+def test_pictures_and_plots_are_in_the_metadata(chain_server: Server, nodes: dict[str, dict[str, Any]], name: str) -> None:
+    for made in materializations(chain_server, nodes[name], name):
+        pictures = {label: text for label, text in made.items() if label.startswith("picture ")}
+        assert pictures and all("](data:image/" in (text or "") and ";base64," in (text or "") for text in pictures.values())
+
+
+def test_the_release_is_in_production(chain_server: Server, nodes: dict[str, dict[str, Any]]) -> None:
+    production = Workspace.from_env(chain_server.home).store.stage("release", "production")
+    assert production is not None
+    assert materializations(chain_server, nodes["release"], "release")[0]["digest"] == production.digest
+
+
+def test_the_whole_chain_is_one_run_that_reuses_everything(chain_server: Server) -> None:
+    store = Workspace.from_env(chain_server.home).store
+    before = [version.ref for version in store.versions()]
+    run_id = chain_server.launch("whole_chain", CHAIN, GATED, ALL_MODES)
+    chain_server.end(run_id)
+    made = {event["assetKey"]["path"][-1] for event in chain_server.ask(MADE_BY, id=run_id)["runOrError"]["assetMaterializations"]}
+    assert made == set(CHAIN)
+    assert [version.ref for version in store.versions()] == before
