@@ -1,6 +1,6 @@
 """Checkpoints of a policy run: everything needed to go on as if nothing had happened, in safetensors.
 
-    save(folder, step, sets={"policy": ..., "reference": ...}, optimizer=optimizer, rows=curve)
+    save(folder, step, sets={"policy": ..., "average": ...}, optimizer=optimizer, rows=curve)
     step, sets, rows = load_newest(folder, optimizer)
 
 A checkpoint is written beside its place and moved there whole, so that a run killed while writing resumes from the one before.

@@ -157,9 +157,8 @@ class Trainer:
         self.judge = Judge.load(judge, taxonomy, dtype)
         self.judge.model.to(device).requires_grad_(False)
         self.paste_source = shown_pasted(judge)
-        self.base = Shadow(self.parameters)  # the start, for the health figures
-        self.reference = Shadow(self.parameters)  # static: stays; ema: follows
-        self.average = Shadow(self.parameters) if mode == "static" else self.reference
+        self.base, self.average = Shadow(self.parameters), Shadow(self.parameters)  # the start, which stays, and what follows the policy
+        self.reference = self.base if mode == "static" else self.average
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
         self.network, self.optimizer = self.accelerator.prepare(self.policy, self.optimizer)
         self.shards = ShardReader(curated)
@@ -256,7 +255,7 @@ class Trainer:
     def checkpoint(self, folder: Path, step: int) -> None:
         """Save where the run stands (main process only)."""
         if self.accelerator.is_main_process:
-            sets = {"policy": dict(self.parameters), "reference": self.reference.values, "average": self.average.values}
+            sets = {"policy": dict(self.parameters), "average": self.average.values}
             save(folder, step, sets=sets, optimizer=self.optimizer, rows=self.rows)  # type: ignore[arg-type]
 
     def resume(self, folder: Path) -> int:
@@ -270,7 +269,6 @@ class Trainer:
         step, sets, self.rows = found
         for name, value in sets["policy"].items():
             self.parameters[name].data.copy_(value)
-        self.reference.load(sets["reference"])
         self.average.load(sets["average"])
         return step
 
