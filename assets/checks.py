@@ -51,7 +51,7 @@ def _gate_check(stage: Stage, settings: Settings, config: GateConfig) -> dg.Asse
         gates = {name: measure(name, workspace.store.get(ref), config, base) for name, ref in refs.items()}
         seconds = time.monotonic() - start
         for name, ref in refs.items():
-            record_evidence(workspace.store, ref, gates[name], config, context.run.run_id)
+            record_evidence(workspace.store, ref, gates[name], config, context.run.run_id, workspace.tmp)
         for name in refs:
             for each in gates[name]:
                 context.log.info(line(name, each))

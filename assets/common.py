@@ -208,10 +208,9 @@ def work_key(work: Work) -> str:
 
 
 @contextmanager
-def _empty_folder(home: Path) -> Iterator[Path]:
+def _empty_folder(tmp: Path) -> Iterator[Path]:
     """A folder to fill; gone afterwards, whatever happened."""
-    (home / "tmp").mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=home / "tmp"))
+    folder = Path(tempfile.mkdtemp(dir=tmp))
     try:
         yield folder
     finally:
@@ -235,7 +234,7 @@ def make(work: Work) -> Made:
         work.progress.say(f"reused {name} v{known.number} ({known.ref.digest[:8]})")
         return Made(known, work.store.get(known.ref), reused=True, seconds=0.0)
     scratch = work.workspace.scratch(key)
-    with _empty_folder(work.workspace.home) as out:
+    with _empty_folder(work.workspace.tmp) as out:
         start = time.monotonic()
         try:
             metrics = work.stage.work(replace(work, out=out, scratch=scratch))

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pydantic
 
+from infra.disk import no_space
 from infra.stores.base import ArtifactRef, ArtifactStore, directory_digest
 from models.config import OpConfig
-from models.errors import GateRefused
+from models.errors import DiskFull, GateRefused
 
 EVIDENCE_PREFIX = "gates-"
 POLICY_PREFIX = "policy-"
@@ -152,10 +153,13 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def record_evidence(store: ArtifactStore, ref: ArtifactRef, gates: list[Gate], config: GateConfig, run_id: str) -> ArtifactRef:
+def record_evidence(
+    store: ArtifactStore, ref: ArtifactRef, gates: list[Gate], config: GateConfig, run_id: str, tmp: Path | None = None
+) -> ArtifactRef:
     """Store the gate report of a version as `gates-<name>`, with its thresholds; the newest report of a version is the one that counts.
 
-    The same verdict again is stored once. Raises DiskFull or StoreError.
+    The same verdict again is stored once. The draft lies in `tmp`, without one in the system's temporary folder. Raises DiskFull
+    or StoreError.
     """
     report = {
         "subject": {"name": ref.name, "digest": ref.digest},
@@ -163,16 +167,21 @@ def record_evidence(store: ArtifactStore, ref: ArtifactRef, gates: list[Gate], c
         "thresholds": {name: getattr(config, name) for name in THRESHOLDS.get(ref.name, ())},
     }
     name = EVIDENCE_PREFIX + ref.name
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        (folder / "report.json").write_text(json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n")
-        earlier = _reports(store, ref.digest)
-        if earlier and earlier[-1].digest == directory_digest(folder)[0]:
-            return earlier[-1]
-        # The count keeps a verdict that returns (passed, failed, passed) from being taken for the first one.
-        key = f"{ref.digest}:{config.digest()}:{len(earlier)}"
-        metadata = {"passed": all(gate.passed for gate in gates)}
-        return store.put(name, folder, key=key, parents=[ref], run_id=run_id, config=config.model_dump(mode="json"), metadata=metadata)
+    try:
+        with tempfile.TemporaryDirectory(dir=tmp) as temporary:
+            folder = Path(temporary)
+            (folder / "report.json").write_text(json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n")
+            earlier = _reports(store, ref.digest)
+            if earlier and earlier[-1].digest == directory_digest(folder)[0]:
+                return earlier[-1]
+            # The count keeps a verdict that returns (passed, failed, passed) from being taken for the first one.
+            key = f"{ref.digest}:{config.digest()}:{len(earlier)}"
+            metadata = {"passed": all(gate.passed for gate in gates)}
+            return store.put(name, folder, key=key, parents=[ref], run_id=run_id, config=config.model_dump(mode="json"), metadata=metadata)
+    except OSError as error:
+        if no_space(error):
+            raise DiskFull(f"No space left for the gate report of {ref.name}.", "Free some space and run again.") from error
+        raise
 
 
 def evidence_for(store: ArtifactStore, digest: str) -> Evidence | None:

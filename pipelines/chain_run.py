@@ -16,6 +16,7 @@ from assets.settings import Settings
 from assets.sources import ROOT
 from infra.data import ensure_data
 from infra.stores.base import ArtifactRef
+from infra.workspace import Workspace
 from models.errors import GateRefused, RunUnderWay
 from pipelines.dead_runs import end_dead_runs
 from pipelines.definitions import definitions
@@ -52,7 +53,7 @@ def run_chain(settings: Settings, instance: dg.DagsterInstance) -> Outcome:
     Raises RunUnderWay where another run of this home is alive: it would have to be waited for at every heavy stage.
     """
     quieten()
-    if alive := end_dead_runs(instance):
+    if alive := end_dead_runs(instance, Workspace.from_env()):
         raise RunUnderWay(f"Run {alive[0][:8]} is under way in this home.", "Let it end, stop it, or name another home with --home.")
     if any(source.startswith("data/") for source in (settings.flux, settings.judge)):
         ensure_data(ROOT)

@@ -68,7 +68,7 @@ def dev(preset: PresetOption = None, home: HomeOption = None, port: Annotated[in
     from infra.data import ensure_data
     from pipelines.home import enter
 
-    settings, _ = enter(preset, home)
+    settings, workspace = enter(preset, home)
     from dagster import DagsterInstance
 
     from pipelines.dead_runs import end_dead_runs
@@ -76,7 +76,7 @@ def dev(preset: PresetOption = None, home: HomeOption = None, port: Annotated[in
     if any(source.startswith("data/") for source in (settings.flux, settings.judge)):
         ensure_data(ROOT)
     with DagsterInstance.get() as instance:
-        end_dead_runs(instance)
+        end_dead_runs(instance, workspace)
     print(f"http://127.0.0.1:{port}")
     sys.stdout.flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job is deaf to it, and Dagster then to SIGTERM as well

@@ -6,15 +6,22 @@ for them for ever.
 
 from __future__ import annotations
 
+import shutil
+
 import dagster as dg
 import psutil
+
+from infra.workspace import Workspace
 
 UNDER_WAY = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 GONE = "its process is gone; finished stages are kept and the next run goes on from there"
 
 
-def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark the dead as failed and free what they held; ids of the runs that are alive, the oldest first."""
+def end_dead_runs(instance: dg.DagsterInstance, workspace: Workspace) -> list[str]:
+    """Mark the dead as failed and free what they held; ids of the runs that are alive, the oldest first.
+
+    Where none is alive, the drafts in the workspace are nobody's and are removed.
+    """
     alive = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=UNDER_WAY), ascending=True):
         run = record.dagster_run
@@ -23,6 +30,8 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         else:
             instance.report_run_failed(run, GONE)
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    if not alive:
+        shutil.rmtree(workspace.tmp, ignore_errors=True)
     return alive
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import tempfile
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -16,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from infra.stores.dvc import DvcStore
-from models.errors import ConfigError, GateRefused
+from models.errors import ConfigError, DiskFull, GateRefused
 from models.records import Condition, Split, write_rows
 from models.shards import ShardWriter
 from ops.folders import write_metrics
@@ -306,6 +308,27 @@ def test_evidence_keeps_the_thresholds_behind_its_gates(tmp_path: Path, base: Pa
         other = {field: value + (1 if isinstance(value, int) else 0.01) for field, value in GateConfig().model_dump().items()}
         behind = [field for field, value in other.items() if check(name, folder, GateConfig(**{field: value}), base) != shipped]
         assert sorted(THRESHOLDS[name]) == sorted(behind), name
+
+
+def test_evidence_is_drafted_where_the_caller_says(store: DvcStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = store.put("onnx", artifact(tmp_path / "a", "onnx", GOOD["onnx"]))
+    drafts = tmp_path / "drafts"
+    drafts.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
+    record_evidence(store, ref, GATES, GateConfig(), "run-1", drafts)
+    assert evidence_for(store, ref.digest) is not None and not list(drafts.iterdir())
+
+
+def test_a_disk_too_full_for_evidence_is_told(store: DvcStore, tmp_path: Path) -> None:
+    ref = store.put("onnx", artifact(tmp_path / "a", "onnx", GOOD["onnx"]))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(DiskFull, match="gate report of onnx"):
+            record_evidence(store, ref, GATES, GateConfig(), "run-1", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert evidence_for(store, ref.digest) is None
 
 
 @pytest.mark.parametrize(("recorded", "lax"), [(0.001, []), (0.0001, []), (0.01, ["max_onnx_error 0.01 (0.001 is in force)"])])

@@ -34,28 +34,34 @@ def homes_instance(home: Path) -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def test_a_killed_run_lets_go_of_the_pool(homes_instance: dg.DagsterInstance) -> None:
+def test_a_killed_run_lets_go_of_the_pool_and_its_draft_goes(homes_instance: dg.DagsterInstance, home: Path) -> None:
+    workspace = Workspace.from_env(home)
     killed = subprocess.run([sys.executable, "-c", KILLED, homes_instance.root_directory], capture_output=True)
     assert killed.returncode == -9
     (run,) = homes_instance.get_runs()
     slots = homes_instance.event_log_storage
     assert run.status == dg.DagsterRunStatus.STARTED and slots.get_concurrency_info("gpu").claimed_slots
 
-    assert end_dead_runs(homes_instance) == []
+    (workspace.tmp / "draft").mkdir()
+
+    assert end_dead_runs(homes_instance, workspace) == []
     (run,) = homes_instance.get_runs()
     assert run.status == dg.DagsterRunStatus.FAILURE and not slots.get_concurrency_info("gpu").claimed_slots
+    assert not list(workspace.tmp.iterdir())
     assert dg.materialize([dg.asset(lambda: None, name="heavy", pool="gpu")], instance=homes_instance).success
 
 
-def test_no_run_is_started_beside_a_living_one(homes_instance: dg.DagsterInstance, toy: Callable[..., Path]) -> None:
-    settings = load_settings(str(toy()))
+def test_no_run_is_started_beside_a_living_one(homes_instance: dg.DagsterInstance, home: Path, toy: Callable[..., Path]) -> None:
+    settings, workspace = load_settings(str(toy())), Workspace.from_env(home)
+    draft = workspace.tmp / "draft"
+    draft.mkdir()
     alive: list[str] = []
 
     @dg.asset
     def busy(context: dg.AssetExecutionContext) -> None:
-        alive.extend(end_dead_runs(context.instance))
+        alive.extend(end_dead_runs(context.instance, workspace))
         with pytest.raises(RunUnderWay, match=context.run_id[:8]):
             run_chain(settings, context.instance)
 
     result = dg.materialize([busy], instance=homes_instance)
-    assert result.success and alive == [result.run_id]
+    assert result.success and alive == [result.run_id] and draft.exists()
