@@ -6,7 +6,7 @@ From random weights a Yes/No answer is one bit a sample and teaches the vision t
 2. comparison: for two edits of one request the log-odds are drawn towards how far the two scores lie apart,
    `L = BCE(log-odds, sigmoid(SHARPNESS * (s_first - s_second) / spread))`, over both orders; beside it the last hidden state
    regresses the mean figures of the first and of the second picture, which teaches it to tell the two apart.
-The edits are samples of the mini base and, beside them, spoiled targets. No preference label is used here.
+The edits are samples and one-step predictions of the mini base and, beside them, spoiled targets. No preference label is used here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from infra.progress import Progress
 from models.flux_fill import FluxFillCFGPipeline
-from models.flux_fill.sampler import Sampler
+from models.flux_fill.sampler import Encoded, Sampler
 from models.images import paste, to_mask, to_tensor
 from models.judge import Judge
 from models.mini.build import IMAGE_SIZE
@@ -33,7 +33,9 @@ from ops.pretrain_policy import scene_request
 from ops.pretrain_vae import BASE_SCENES
 
 # Every value below is ours.
-VARIANTS = 4  # edits of one request: two samples, two spoiled targets
+VARIANTS = 4  # edits of one request: a sample, a one-step prediction, two spoiled targets
+STEPS = 8
+STOPS = (3, 8)  # steps taken before the one-step prediction, lowest and one past the highest: what reward training shows the judge
 SHARPNESS = 2.0
 TOWER_RATE = 0.3  # the vision tower's learning rate in the comparison, relative to the language model's
 RECALL_WEIGHT = 1.0  # of the regression beside the answer
@@ -85,8 +87,8 @@ def make_bank(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed: i
             rows = slice(start, min(start + 64, count))
             encoded = sampler.encode(sources[rows], masks[rows], prompts[rows])
             seeds = [seed * 10_000_000 + start + row for row in range(len(encoded))]
-            for variant, steps in enumerate((4, 8)):
-                edits[rows, variant] = sampler.sample(pipe.transformer, encoded, [s + variant * 1_000_000 for s in seeds], steps=steps)
+            edits[rows, 0] = sampler.sample(pipe.transformer, encoded, seeds, steps=STEPS)
+            edits[rows, 1] = _predict(sampler, encoded, [s + 1_000_000 for s in seeds], stop=int(rng.integers(*STOPS)))
             bar.advance(len(encoded))
     edits[:, 2], edits[:, 3] = _spoil(targets, rng), _spoil(targets, rng)
     edits = paste(sources[:, None], edits, masks[:, None])
@@ -99,6 +101,14 @@ def make_bank(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed: i
         for r in range(count)
     ]
     return Bank(tasks, prompts, edits, dense, scores)
+
+
+@torch.no_grad()
+def _predict(sampler: Sampler, encoded: Encoded, seeds: list[int], stop: int) -> Tensor:
+    """One-step predictions after `stop` of STEPS steps, [B, 3, 64, 64] in [0, 1]."""
+    noise = sampler.noise(seeds, IMAGE_SIZE, IMAGE_SIZE)
+    x_t, sigma_t = sampler.denoise(sampler.pipe.transformer, encoded, noise, steps=STEPS, stop=stop)
+    return sampler.decode(sampler.predict_x0(sampler.pipe.transformer, x_t, sigma_t, encoded), IMAGE_SIZE, IMAGE_SIZE)
 
 
 def _spoil(targets: Tensor, rng: np.random.Generator) -> Tensor:
@@ -144,13 +154,18 @@ def _dense_figures(edits: Tensor, targets: Tensor, masks: Tensor, objects: Tenso
     return F.adaptive_avg_pool2d(figures, TOKENS_PER_SIDE).flatten(2).transpose(1, 2)
 
 
-def pretrain_judge(
-    taxonomy: Taxonomy, bank: Bank, *, dense_steps: int, compare_steps: int, learning_rate: float, seed: int, progress: Progress
-) -> tuple[Judge, dict[str, float]]:
-    """Train a mini judge from random weights; returns it with the dense R2 and the share of comparisons it gets right on the last tenth."""
-    torch.manual_seed(seed)
+def untrained_judge(taxonomy: Taxonomy, seed: int) -> Judge:
+    """A mini judge with random weights that knows every word it can be asked."""
     model, processor = build_judge(all_queries(taxonomy), layers=3, vision_hidden=96, vision_depth=3, seed=seed)
-    judge = Judge(model.train(), processor, taxonomy)
+    return Judge(model, processor, taxonomy)
+
+
+def pretrain_judge(
+    judge: Judge, bank: Bank, *, dense_steps: int, compare_steps: int, learning_rate: float, seed: int, progress: Progress
+) -> dict[str, float]:
+    """Train a mini judge in place; returns the dense R2 and the share of comparisons it gets right on the last tenth, by dimension."""
+    torch.manual_seed(seed)
+    taxonomy, model = judge.taxonomy, judge.model.train()
     held_out = max(1, len(bank.tasks) // 10)
     kept = len(bank.tasks) - held_out
     r2 = _train_dense(judge, bank, kept, dense_steps, learning_rate, progress)
@@ -161,12 +176,16 @@ def pretrain_judge(
     _train_comparison(judge, bank, kept, compare_steps, learning_rate, spread, progress)
     model.eval()
     with torch.no_grad():
-        right = []
+        right: dict[str, list[float]] = {}
         for _ in range(16):
-            drawn = _draw(bank, range(kept, len(bank.tasks)), 32, spread, taxonomy)
+            drawn = _draw(bank, range(kept, len(bank.tasks)), 64, spread, taxonomy)
             first, second = bank.edits[drawn.rows, drawn.first], bank.edits[drawn.rows, drawn.second]
-            right.append(((judge.logit(first, second, drawn.queries) > 0) == (drawn.wanted > 0.5)).float().mean())
-    return judge, {"dense_r2": r2, "comparison_accuracy": float(torch.stack(right).mean())}
+            hits = ((judge.logit(first, second, drawn.queries) > 0) == (drawn.wanted > 0.5)).float()
+            for dimension, hit in zip(drawn.dimensions, hits.tolist(), strict=True):
+                right.setdefault(dimension, []).append(hit)
+    every = [hit for hits in right.values() for hit in hits]
+    by_dimension = {f"comparison_accuracy_{name}": float(np.mean(hits)) for name, hits in sorted(right.items())}
+    return {"dense_r2": r2, "comparison_accuracy": float(np.mean(every)), **by_dimension}
 
 
 def _train_dense(judge: Judge, bank: Bank, kept: int, steps: int, learning_rate: float, progress: Progress) -> float:
@@ -197,11 +216,12 @@ def _train_dense(judge: Judge, bank: Bank, kept: int, steps: int, learning_rate:
 
 
 class _Drawn(NamedTuple):
-    """Random comparisons: rows and variants in the bank, queries, wanted P(Yes) [B]."""
+    """Random comparisons: rows and variants in the bank, dimensions, queries, wanted P(Yes) [B]."""
 
     rows: Tensor
     first: Tensor
     second: Tensor
+    dimensions: list[str]
     queries: list[str]
     wanted: Tensor
 
@@ -209,14 +229,15 @@ class _Drawn(NamedTuple):
 def _draw(bank: Bank, rows: range, count: int, spread: dict[tuple[str, str], float], taxonomy: Taxonomy) -> _Drawn:
     chosen = torch.tensor([rows[int(i)] for i in torch.randint(len(rows), (count,))])
     pairs = torch.stack([torch.randperm(VARIANTS)[:2] for _ in range(count)])  # [B, 2]
-    queries, wanted = [], []
+    dimensions, queries, wanted = [], [], []
     for row, (a, b) in zip(chosen.tolist(), pairs.tolist(), strict=True):
         task = bank.tasks[row]
         dimension = task.dimensions[int(torch.randint(len(task.dimensions), ()))]
         score = bank.scores[row][dimension]
+        dimensions.append(dimension)
         wanted.append(torch.sigmoid(SHARPNESS * (score[a] - score[b]) / (spread[task.name, dimension] + 1e-6)))
         queries.append(taxonomy.query(task.name, dimension, bank.prompts[row]))
-    return _Drawn(chosen, pairs[:, 0], pairs[:, 1], queries, torch.stack(wanted))
+    return _Drawn(chosen, pairs[:, 0], pairs[:, 1], dimensions, queries, torch.stack(wanted))
 
 
 def _train_comparison(

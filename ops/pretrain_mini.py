@@ -1,10 +1,11 @@
-"""Train the mini base weights from nothing: autoencoder, FLUX Fill, judge (`onereward pretrain-mini`).
+"""Train the mini base weights: autoencoder, FLUX Fill, judge (`onereward pretrain-mini [--start FOLDER]`).
 
-    pretrain_mini(PretrainConfig(), out, Progress(print), Taxonomy.load())
+    pretrain_mini(PretrainConfig(), out, Progress(print), Taxonomy.load())                               # from nothing
+    pretrain_mini(FURTHER, out, Progress(print), Taxonomy.load(), start=Path("data/mini"))               # from an earlier base
 
 Writes `out/flux-fill/` and `out/judge/` in the layouts of FLUX.1-Fill-dev and Qwen2.5-VL-7B-Instruct, in float16, and
-`out/recipe.json` with configuration, figures and durations. A part is there whole or not at all, and parts already in `out`
-are kept, so an interrupted run goes on.
+`out/recipe.json` with configuration, figures and durations, and the same of the base it started from. A part is there whole
+or not at all, and parts already in `out` are kept, so an interrupted run goes on.
 The shipped weights are an output of this recipe; they are not rebuilt elsewhere, because floats differ between processors.
 """
 
@@ -22,12 +23,14 @@ from diffusers import AutoencoderKL, FluxFillPipeline
 from pydantic import Field
 
 from infra.progress import Progress
+from infra.stores.base import directory_digest
 from models.config import OpConfig
 from models.flux_fill.loading import forget_origin, load_pipeline
-from models.mini.build import build_flux_fill
+from models.judge import Judge
+from models.mini.build import build_flux_fill, build_vae
 from models.mini.scenes import WORDS
 from models.taxonomy import Taxonomy
-from ops.pretrain_judge import make_bank, pretrain_judge
+from ops.pretrain_judge import make_bank, pretrain_judge, untrained_judge
 from ops.pretrain_policy import encode_pool, pretrain_policy, requests
 from ops.pretrain_vae import pretrain_vae
 
@@ -42,11 +45,13 @@ class PretrainConfig(OpConfig):
 
     vae_steps: int = Field(2200, ge=1, description="autoencoder steps (ours)")
     vae_batch: int = Field(32, ge=1, description="autoencoder batch (ours)")
-    vae_learning_rate: float = Field(2.5e-3, gt=0, description="autoencoder peak learning rate (ours)")
+    vae_learning_rate: float = Field(2.5e-3, gt=0, description="autoencoder learning rate of AdamW (ours)")
+    vae_muon_rate: float = Field(0.02, gt=0, description="autoencoder learning rate of Muon (ours)")
     requests: int = Field(8000, ge=64, description="editing requests the policy is trained on (ours)")
     policy_steps: int = Field(3000, ge=1, description="flow-matching steps (ours)")
     policy_batch: int = Field(64, ge=1, description="flow-matching batch (ours)")
-    policy_learning_rate: float = Field(1.2e-3, gt=0, description="flow-matching peak learning rate (ours)")
+    policy_learning_rate: float = Field(1.2e-3, gt=0, description="flow-matching learning rate of AdamW (ours)")
+    policy_muon_rate: float = Field(0.02, gt=0, description="flow-matching learning rate of Muon (ours)")
     judge_requests: int = Field(1000, ge=64, description="requests whose edits the judge is trained on (ours)")
     judge_dense_steps: int = Field(350, ge=1, description="steps of dense supervision of the vision tower (ours)")
     judge_compare_steps: int = Field(420, ge=1, description="steps of comparison on scores (ours)")
@@ -54,15 +59,32 @@ class PretrainConfig(OpConfig):
     seed: int = Field(0, description="seed of every draw (ours)")
 
 
+# Going on from weights that are already trained: lower rates, and the vision tower needs no dense supervision from scratch.
+FURTHER = PretrainConfig(
+    vae_steps=2600,
+    vae_batch=24,
+    vae_learning_rate=6e-4,
+    vae_muon_rate=0.005,
+)
+
+
 def resumable(out: Path) -> bool:
     """Whether nothing in the folder `out` is foreign to this recipe: it is empty, or an interrupted run left it."""
     return {path.name for path in out.iterdir()} <= {RECIPE, DRAFT, *PARTS.values()}
 
 
-def pretrain_mini(config: PretrainConfig, out: Path, progress: Progress, taxonomy: Taxonomy) -> dict[str, Any]:
-    """Run the whole recipe (about an hour on two cores) and return what `recipe.json` holds."""
+def pretrain_mini(
+    config: PretrainConfig, out: Path, progress: Progress, taxonomy: Taxonomy, start: Path | None = None
+) -> dict[str, Any]:
+    """Run the whole recipe (about an hour on two cores) and return what `recipe.json` holds.
+
+    Args:
+        start: a base made by this recipe under the same taxonomy, whose weights training goes on from; random ones without.
+    """
     out.mkdir(parents=True, exist_ok=True)
     recipe: dict[str, Any] = {"config": config.model_dump(), "taxonomy": taxonomy.digest(), "torch": torch.__version__, "figures": {}}
+    if start:
+        recipe["start"] = json.loads((start / RECIPE).read_text()) | {"digest": directory_digest(start)[0]}
     place, draft = out / RECIPE, out / DRAFT
     if place.exists():
         recipe["figures"] = json.loads(place.read_text())["figures"]
@@ -81,23 +103,35 @@ def pretrain_mini(config: PretrainConfig, out: Path, progress: Progress, taxonom
         record.replace(place)
         draft.replace(out / PARTS[name])
 
-    part("vae", lambda folder: _vae(config, folder, progress))
-    part("policy", lambda folder: _policy(config, out / PARTS["vae"], folder, progress, taxonomy))
-    part("judge", lambda folder: _judge(config, out / PARTS["policy"], folder, progress, taxonomy))
+    part("vae", lambda folder: _vae(config, start, folder, progress))
+    part("policy", lambda folder: _policy(config, start, out / PARTS["vae"], folder, progress, taxonomy))
+    part("judge", lambda folder: _judge(config, start, out / PARTS["policy"], folder, progress, taxonomy))
     return recipe
 
 
-def _vae(config: PretrainConfig, out: Path, progress: Progress) -> dict[str, float]:
-    vae, figures = pretrain_vae(config.vae_steps, config.vae_batch, config.vae_learning_rate, config.seed, progress)
+def _vae(config: PretrainConfig, start: Path | None, out: Path, progress: Progress) -> dict[str, float]:
+    torch.manual_seed(config.seed)
+    vae = load_pipeline(start / PARTS["policy"]).vae if start else build_vae()
+    figures = pretrain_vae(
+        vae,
+        steps=config.vae_steps,
+        batch=config.vae_batch,
+        learning_rate=config.vae_learning_rate,
+        muon_rate=config.vae_muon_rate,
+        seed=config.seed,
+        progress=progress,
+    )
     vae.save_pretrained(out)
     return figures
 
 
-def _policy(config: PretrainConfig, vae: Path, out: Path, progress: Progress, taxonomy: Taxonomy) -> dict[str, float]:
+def _policy(config: PretrainConfig, start: Path | None, vae: Path, out: Path, progress: Progress, taxonomy: Taxonomy) -> dict[str, float]:
     torch.manual_seed(config.seed)
-    asked = {prompt for _, _, prompt in requests(taxonomy, 2000, seed=5)}
-    texts = sorted(asked | {f'the word "{word}"' for word in WORDS} | set(NEGATIVES))
-    pipe = build_flux_fill(texts)
+    if start:
+        pipe = load_pipeline(start / PARTS["policy"])
+    else:
+        asked = {prompt for _, _, prompt in requests(taxonomy, 2000, seed=5)}
+        pipe = build_flux_fill(sorted(asked | {f'the word "{word}"' for word in WORDS} | set(NEGATIVES)))
     pipe.vae = AutoencoderKL.from_pretrained(vae)
     pool = encode_pool(pipe, taxonomy, config.requests, config.seed, progress)
     figures = pretrain_policy(
@@ -106,6 +140,7 @@ def _policy(config: PretrainConfig, vae: Path, out: Path, progress: Progress, ta
         steps=config.policy_steps,
         batch=config.policy_batch,
         learning_rate=config.policy_learning_rate,
+        muon_rate=config.policy_muon_rate,
         seed=config.seed,
         progress=progress,
     )
@@ -114,10 +149,11 @@ def _policy(config: PretrainConfig, vae: Path, out: Path, progress: Progress, ta
     return figures
 
 
-def _judge(config: PretrainConfig, flux: Path, out: Path, progress: Progress, taxonomy: Taxonomy) -> dict[str, float]:
+def _judge(config: PretrainConfig, start: Path | None, flux: Path, out: Path, progress: Progress, taxonomy: Taxonomy) -> dict[str, float]:
     bank = make_bank(load_pipeline(flux), taxonomy, config.judge_requests, config.seed, progress)
-    judge, figures = pretrain_judge(
-        taxonomy,
+    judge = Judge.load(start / PARTS["judge"], taxonomy) if start else untrained_judge(taxonomy, config.seed)
+    figures = pretrain_judge(
+        judge,
         bank,
         dense_steps=config.judge_dense_steps,
         compare_steps=config.judge_compare_steps,

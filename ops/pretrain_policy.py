@@ -9,7 +9,6 @@ and the base learns to draw some object there. Nothing else is spoiled: the base
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from models.mini.build import IMAGE_SIZE
 from models.mini.photos import photo_crops
 from models.mini.scenes import Scene, render_scene
 from models.taxonomy import Task, Taxonomy
+from ops.pretrain_descent import Descent
 from ops.pretrain_vae import BASE_SCENES
 
 # Every value below is ours.
@@ -34,8 +34,8 @@ OBJECT_STAYS = 0.5  # share of removal requests whose answer keeps the object
 NO_PROMPT = 0.1  # share of requests trained without prompt, for classifier-free guidance
 SPOILED = 0.08  # share of targets spoiled and named so, so that the negative prompts mean something
 PHOTO_SHARE = 0.1
-KEPT_WEIGHT = 0.4  # weight of tokens wholly outside the mask
-EMA = 0.999
+KEPT_WEIGHT = 0.1  # weight of tokens wholly outside the mask, which are there to be copied
+WORD_DRAWS = 3.0  # how often a task about words is drawn, relative to its probability: its strokes are the last thing learnt
 SPOILT = {"blurry": ImageFilter.GaussianBlur(2.5), "low quality": ImageFilter.ModeFilter(7)}
 
 
@@ -51,14 +51,15 @@ class Pool:
 
 
 def requests(taxonomy: Taxonomy, count: int, seed: int) -> Iterator[tuple[Image.Image, Image.Image, str]]:
-    """`count` (target, mask, prompt) drawn over the active tasks by their probabilities."""
+    """`count` (target, mask, prompt) drawn over the active tasks by their probabilities, words WORD_DRAWS times as often."""
     rng = np.random.default_rng(seed)
     tasks = taxonomy.active
+    shares = np.array([task.probability * (WORD_DRAWS if task.condition == "word" else 1) for task in tasks])
     photos = list(photo_crops(IMAGE_SIZE, max(1, count // 50), seed))
     scene_seed = BASE_SCENES + 1_000_000 * (seed + 1)
     made = 0
     while made < count:
-        task = tasks[rng.choice(len(tasks), p=[task.probability for task in tasks])]
+        task = tasks[rng.choice(len(tasks), p=shares / shares.sum())]
         scene_seed += 1
         if rng.random() < PHOTO_SHARE:
             photo = photos[rng.integers(len(photos))]
@@ -72,7 +73,7 @@ def requests(taxonomy: Taxonomy, count: int, seed: int) -> Iterator[tuple[Image.
             target = request.image
         if rng.random() < SPOILED:
             prompt = list(SPOILT)[rng.integers(len(SPOILT))]
-            target = target.filter(SPOILT[prompt])
+            target = Image.composite(target.filter(SPOILT[prompt]), target, request.mask)
         elif rng.random() < NO_PROMPT:
             prompt = ""
         made += 1
@@ -124,30 +125,22 @@ def encode_pool(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed:
 
 
 def pretrain_policy(
-    pipe: FluxFillCFGPipeline, pool: Pool, *, steps: int, batch: int, learning_rate: float, seed: int, progress: Progress
+    pipe: FluxFillCFGPipeline, pool: Pool, *, steps: int, batch: int, learning_rate: float, muon_rate: float, seed: int, progress: Progress
 ) -> dict[str, float]:
-    """Train transformer and text encoders of `pipe` in place (moving average of the weights); returns the last mean loss."""
+    """Train transformer and text encoders of `pipe` in place; returns the last mean loss."""
     torch.manual_seed(seed)
-    trained = torch.nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2]).train().requires_grad_(True)
-    average = copy.deepcopy(trained).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    parts = {"transformer": pipe.transformer, "text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
+    trained = torch.nn.ModuleDict(parts).train().requires_grad_(True)
+    outside = ("embed", "shared", "relative_attention_bias", "transformer.proj_out")  # embeddings and the last layer: no matter for Muon
+    descent = Descent(trained, steps=steps, learning_rate=learning_rate, muon_rate=muon_rate, adam_only=outside, weight_decay=0.01)
     mean_loss = 0.0
     with progress.bar("pretrain policy", steps, "step") as bar:
         for step in range(steps):
             rows = torch.randint(len(pool.x0), (batch,))
             loss = _flow_matching_loss(pipe, pool, rows)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            decay = min(EMA, (step + 1) / (step + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), list(trained.parameters()), 1 - decay)
+            descent.step(loss)
             mean_loss = 0.99 * mean_loss + 0.01 * float(loss) if step else float(loss)
             bar.advance(1, loss=mean_loss)
-    trained.load_state_dict(average.state_dict())
     trained.eval().requires_grad_(False)
     return {"loss": mean_loss}
 

@@ -202,16 +202,17 @@ def rollback(
 @app.command("pretrain-mini")
 def pretrain_mini_command(
     out: Annotated[Path, typer.Option(help="Folder for the weights: absent, empty, or of an interrupted run.")] = Path("data/mini"),
+    start: Annotated[Path | None, typer.Option(help="Folder of an earlier base to go on from; random weights without one.")] = None,
 ) -> None:
-    """Train the mini preset's base weights from nothing (they are shipped; this is their recipe)."""
+    """Train the mini preset's base weights (they are shipped; this is their recipe)."""
     from infra.progress import Progress
     from models.taxonomy import Taxonomy
-    from ops.pretrain_mini import PretrainConfig, pretrain_mini, resumable
+    from ops.pretrain_mini import FURTHER, PretrainConfig, pretrain_mini, resumable
 
     out.mkdir(parents=True, exist_ok=True)
     if not resumable(out):
         raise ConfigError(f"{out} is not empty and not of an interrupted run.", "Name another folder with --out, or move this one away.")
-    pretrain_mini(PretrainConfig(), out, Progress(print), Taxonomy.load())
+    pretrain_mini(FURTHER if start else PretrainConfig(), out, Progress(print), Taxonomy.load(), start)
     print(out)
 
 
