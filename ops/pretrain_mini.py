@@ -61,7 +61,7 @@ class PretrainConfig(OpConfig):
 
 # Going on from weights that are already trained: lower rates, and the vision tower needs no dense supervision from scratch.
 FURTHER = PretrainConfig(
-    vae_steps=2600,
+    vae_steps=2200,
     vae_batch=24,
     vae_learning_rate=6e-4,
     vae_muon_rate=0.005,

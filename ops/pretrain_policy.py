@@ -139,7 +139,7 @@ def pretrain_policy(
             rows = torch.randint(len(pool.x0), (batch,))
             loss = _flow_matching_loss(pipe, pool, rows)
             descent.step(loss)
-            mean_loss = 0.99 * mean_loss + 0.01 * float(loss) if step else float(loss)
+            mean_loss = 0.99 * mean_loss + 0.01 * loss.item() if step else loss.item()
             bar.advance(1, loss=mean_loss)
     trained.eval().requires_grad_(False)
     return {"loss": mean_loss}

@@ -60,7 +60,7 @@ def pretrain_vae(
             y = vae.decode(posterior.sample()).sample
             loss = ((y - x).pow(2).mean((1, 2, 3)) + 1e-6).sqrt().mean() + KL_WEIGHT * posterior.kl().mean()
             descent.step(loss)
-            bar.advance(1, loss=float(loss))
+            bar.advance(1, loss=loss.item())
     vae.to(memory_format=torch.contiguous_format).eval()
     _normalise_latents(vae, pictures[:512])
     scenes = base_pictures(64, 0, first_scene=2 * BASE_SCENES)
