@@ -65,6 +65,14 @@ FURTHER = PretrainConfig(
     vae_batch=24,
     vae_learning_rate=6e-4,
     vae_muon_rate=0.005,
+    requests=10_000,
+    policy_steps=1600,
+    policy_learning_rate=1e-3,
+    policy_muon_rate=0.01,
+    judge_requests=800,
+    judge_dense_steps=40,
+    judge_compare_steps=280,
+    judge_learning_rate=7e-4,
 )
 
 
