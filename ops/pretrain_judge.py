@@ -206,7 +206,7 @@ def _train_dense(judge: Judge, bank: Bank, kept: int, steps: int, learning_rate:
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-            bar.advance(1, loss=float(loss))
+            bar.advance(1, loss=loss.item())
     with torch.no_grad():
         edits, wanted = bank.edits[kept:].flatten(0, 1)[:256], bank.dense[kept:].flatten(0, 1)[:256]
         error = (head(judge.encode(edits).tokens) - wanted).pow(2).mean((0, 1)) / wanted.var((0, 1))

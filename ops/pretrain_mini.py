@@ -81,9 +81,7 @@ def resumable(out: Path) -> bool:
     return {path.name for path in out.iterdir()} <= {RECIPE, DRAFT, *PARTS.values()}
 
 
-def pretrain_mini(
-    config: PretrainConfig, out: Path, progress: Progress, taxonomy: Taxonomy, start: Path | None = None
-) -> dict[str, Any]:
+def pretrain_mini(config: PretrainConfig, out: Path, progress: Progress, taxonomy: Taxonomy, start: Path | None = None) -> dict[str, Any]:
     """Run the whole recipe (about an hour on two cores) and return what `recipe.json` holds.
 
     Args:

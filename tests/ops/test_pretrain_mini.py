@@ -9,6 +9,7 @@ from diffusers import FluxFillPipeline
 
 from infra.data import ensure_data
 from infra.progress import Progress
+from infra.stores.base import directory_digest
 from models.flux_fill.loading import load_pipeline
 from models.judge import Judge
 from models.taxonomy import Taxonomy
@@ -38,16 +39,20 @@ def test_an_interrupted_recipe_goes_on_to_loadable_weights_and_keeps_finished_pa
     monkeypatch.undo()
 
     lines: list[str] = []
-    recipe = pretrain_mini(TOY, tmp_path, Progress(lines.append), TAXONOMY)
+    start = ensure_data(ROOT) / "mini"  # the interrupted run began from nothing, this one goes on from an earlier base
+    recipe = pretrain_mini(TOY, tmp_path, Progress(lines.append), TAXONOMY, start)
+    assert recipe["start"]["digest"] == directory_digest(start)[0]
     assert [line for line in lines if "kept" in line] == ["pretrain vae: kept from an earlier run"]
-    load_pipeline(tmp_path / "flux-fill")  # made again, not half of it taken
+    # Loading shows that the part was made again and not half of it taken.
+    old, new = (load_pipeline(folder / "flux-fill").transformer.proj_out.weight for folder in (start, tmp_path))
+    assert 0 < float((old - new).abs().max()) < 0.01  # two small steps away, not drawn anew
     Judge.load(tmp_path / "judge", TAXONOMY)
     assert {path.name for path in tmp_path.iterdir()} == {"vae", "flux-fill", "judge", "recipe.json"}
     assert json.loads((tmp_path / "recipe.json").read_text())["figures"] == recipe["figures"]
     assert set(recipe["figures"]) == {"vae", "policy", "judge"}
 
     lines.clear()
-    again = pretrain_mini(TOY, tmp_path, Progress(lines.append), TAXONOMY)
+    again = pretrain_mini(TOY, tmp_path, Progress(lines.append), TAXONOMY, start)
     assert again["figures"] == recipe["figures"] and len(lines) == 3 and all("kept" in line for line in lines)
 
 
