@@ -59,7 +59,8 @@ class PretrainConfig(OpConfig):
     seed: int = Field(0, description="seed of every draw (ours)")
 
 
-# Going on from weights that are already trained: lower rates, and the vision tower needs no dense supervision from scratch.
+# Going on from weights that are already trained: lower rates, and little dense supervision. The shipped base was made so from the one
+# before it, whose `data.dvc` and bytes are in the history of this file; its recipe stands under "start" in recipe.json.
 FURTHER = PretrainConfig(
     vae_steps=2200,
     vae_batch=24,
