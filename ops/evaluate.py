@@ -17,6 +17,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,7 +134,7 @@ def evaluate(
             policy=name,
             policy_digest=digests[name],
             judge_digest=judge_digest,
-            measures=_measures(accept, "accepted_by", job, edits[job.key(name)], shards, taxonomy),
+            measures=_measures(partial(accept, prompt=job.condition.prompt), "accepted_by", job, edits[job.key(name)], shards, taxonomy),
             annotator_measures=_measures(measure, "labelled_by", job, edits[job.key(name)], shards, taxonomy),
             judge=opinions.get(job.key(name), {}),
             preservation_psnr=psnr[job.key(name)],

@@ -1,10 +1,10 @@
-"""Acceptance measures: a second family that says whether an edit is good, by formulas the scripted annotator never uses.
+"""Acceptance measures: a second family that says whether an edit is good, by formulas other than the scripted annotator's.
 
-    accept("ssim_agreement", image, target, mask, truth)
+    accept("ssim_agreement", image, target, mask, truth, prompt)
 
 The taxonomy names one per dimension as `accepted_by`; win rates are counted with them, so a policy that only learned the
-annotator's formulas (models/mini/measures.py) does not pass for a better one. Arguments are as there: float32 images
-[3, H, W] in [0, 1], masks [1, H, W] in {0, 1}. Higher is better. Formulas: docs/measures.md.
+annotator's formulas (models/mini/measures.py) does not pass for a better one. Arguments are as there, and the request's
+prompt: float32 images [3, H, W] in [0, 1], masks [1, H, W] in {0, 1}. Higher is better. Formulas: docs/measures.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy.fft import dctn
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import structural_similarity
 from torch import Tensor
@@ -27,9 +28,10 @@ from models.mini.measures import inside, luma
 from models.mini.scenes import COLOURS, SUPERSAMPLE, TONES, WORDS, draw_sign
 
 SSIM_WINDOW = 7  # px, scikit-image's default
-VISIBLE_DELTA_E = 10.0  # ours: CIEDE2000 beyond which a pixel plainly differs at a glance
+VISIBLE_DELTA_E = 10.0  # ours: CIEDE2000 at which two pixels plainly differ at a glance
+BLOCK_PX = 8  # ours: side of the blocks whose cosine transform is looked at, as in JPEG
 SPECTRUM_FLOOR = 1e-4  # ours: power under which a frequency counts as empty, about one grey level
-OCTAVES = 0.5 / 2.0 ** np.arange(4, -1, -1)  # ours: edges of the rings in cycles per px, the last is Nyquist's frequency
+OBJECT_SHARE = 0.01  # ours: an object of which the mask shows less than this share of the picture is not asked for
 OCR_SCALE = 3  # ours: letters of 10 px are enlarged for a reader trained on 48 px lines
 
 
@@ -42,13 +44,13 @@ def _mean(values: np.ndarray, mask: Tensor) -> float:
     return inside(torch.from_numpy(np.ascontiguousarray(values)).float()[None], mask)
 
 
-def _ssim_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+def _ssim_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
     ours, wanted = luma(image).numpy(), luma(target).numpy()
     _, similarity = structural_similarity(ours, wanted, win_size=SSIM_WINDOW, data_range=1.0, full=True)
     return _mean(similarity, mask)
 
 
-def _jump_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+def _jump_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
     """Seam statistics: the colour steps from pixel to pixel across the mask's edge, against those of the target."""
     lab, wanted, area = _lab(image), _lab(target), mask[0].numpy().astype(bool)
     gaps = []
@@ -60,40 +62,41 @@ def _jump_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str
     return -float(found.mean()) if found.size else 0.0
 
 
-def _overlap(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Intersection over union of two boolean areas; one where both are empty."""
-    union = (found | wanted).sum()
-    return float((found & wanted).sum() / union) if union else 1.0
+def _unlike(image: Tensor, target: Tensor) -> np.ndarray:
+    """How visibly each pixel differs [H, W]: CIEDE2000, 1 from `VISIBLE_DELTA_E` on."""
+    return np.minimum(deltaE_ciede2000(_lab(image), _lab(target)) / VISIBLE_DELTA_E, 1)
 
 
-def _object_area(lab: np.ndarray, truth: dict[str, Any]) -> np.ndarray:
-    """Pixels that are nearer to the object's colour than to any other named colour and to the tones of the background."""
+def _object_area(image: Tensor, truth: dict[str, Any]) -> np.ndarray:
+    """Pixels [H, W] that are nearer to the object's colour than to any other named colour and to the tones of the background."""
     names = list(COLOURS)
     tones = list(TONES[truth["background"]["tone"]])
     palette = rgb2lab(np.array([*COLOURS.values(), *tones, np.mean(tones, axis=0)]).reshape(-1, 1, 3) / 255).reshape(-1, 3)
-    nearest = np.linalg.norm(lab[:, :, None] - palette, axis=-1).argmin(-1)
+    nearest = np.linalg.norm(_lab(image)[:, :, None] - palette, axis=-1).argmin(-1)
     return nearest == names.index(truth["object"]["colour"])
 
 
-def _prompt_fulfilment(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
-    """Is what the caption names there: the object in its colour, shape and place, the background in its tone; or the word.
+def _prompt_fulfilment(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+    """Is what the prompt names there: the object in its colour, shape and place, the background in its tone; or the word.
 
-    Half of it is the overlap of the pixels classified as the object's colour with those of the target, half the share of the
-    other pixels whose colour plainly agrees. Where the mask covers the sign and not the object, the prompt asks for a word.
+    Half of it is the overlap of the pixels classified as the object's colour with those of the target, half how far the other
+    pixels look like the target's. The second alone counts where the mask shows next to nothing of the object. A sign that the
+    prompt does not name is left out.
     """
-    if "word" in truth and _covers(mask, truth["word"]["box"]) and not _covers(mask, truth["object"]["box"]):
-        return _word_margin(image, truth["word"])
-    area, lab, wanted = mask[0].numpy().astype(bool), _lab(image), _lab(target)
-    there = _object_area(wanted, truth) & area
-    presence = _overlap(_object_area(lab, truth) & area, there)
+    word = truth.get("word")
+    if word and f'"{word["text"]}"' in prompt:
+        return _word_margin(image, word)
+    area = mask[0].numpy().astype(bool)
+    if word:
+        x0, y0, x1, y1 = word["box"]
+        area[y0:y1, x0:x1] = False
+    there = _object_area(target, truth) & area
     rest = area & ~there
-    agree = deltaE_ciede2000(lab, wanted)[rest] < VISIBLE_DELTA_E
-    return (presence + float(agree.mean())) / 2 if rest.any() else presence
-
-
-def _covers(mask: Tensor, box: list[int]) -> bool:
-    x0, y0, x1, y1 = box
-    return float(mask[0, y0:y1, x0:x1].mean()) > 0.5
+    likeness = 1 - float(_unlike(image, target)[rest].mean()) if rest.any() else 1.0
+    if there.sum() < OBJECT_SHARE * there.size:
+        return likeness
+    found = _object_area(image, truth) & area
+    return ((found & there).sum() / (found | there).sum() + likeness) / 2
 
 
 @lru_cache(maxsize=256)
@@ -105,7 +108,10 @@ def _template(word: str, width: int, height: int, dark: bool) -> Tensor:
 
 
 def _word_margin(image: Tensor, word: dict[str, Any]) -> float:
-    """Template classification: correlation with the asked word minus the largest with any other word, -1 to 1."""
+    """Template classification: correlation with the asked word minus the largest with any other word.
+
+    From 0, where another word is nearer or there is none, to 1: a wrong word is no better than a blank sign, and no worse.
+    """
     x0, y0, x1, y1 = word["box"]
     seen = luma(image)[y0:y1, x0:x1].flatten()
 
@@ -113,20 +119,23 @@ def _word_margin(image: Tensor, word: dict[str, Any]) -> float:
         template = _template(text, x1 - x0, y1 - y0, word["dark"]).flatten()
         return float(torch.corrcoef(torch.stack([seen, template]))[0, 1].nan_to_num().abs())  # white on black reads as well; blank: 0
 
-    return likeness(word["text"]) - max(likeness(other) for other in WORDS if other != word["text"])
+    return max(0.0, likeness(word["text"]) - max(likeness(other) for other in WORDS if other != word["text"]))
 
 
-def _spectrum_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
-    """Blur, noise and grid textures show in the power spectrum: mean difference of its logarithm over octave-wide rings."""
-    rows, columns = torch.nonzero(mask[0].amax(1))[:, 0], torch.nonzero(mask[0].amax(0))[:, 0]
-    box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+def _spectrum_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+    """Blur, noise and grid textures show in the power of the frequencies: mean difference of its logarithm, over blocks of the mask."""
+
+    def blocks(plane: Tensor) -> Tensor:
+        return plane.unfold(0, BLOCK_PX, BLOCK_PX).unfold(1, BLOCK_PX, BLOCK_PX).flatten(0, 1)  # [N, BLOCK_PX, BLOCK_PX]
+
+    touched = blocks(mask[0]).amax((1, 2)) > 0
+    steps = np.arange(BLOCK_PX)
+    band = np.rint(np.hypot(steps[:, None], steps[None])).astype(int)  # 0 is the mean, which is no texture
 
     def power(picture: Tensor) -> np.ndarray:
-        seen = torch.where(mask[0] > 0, luma(picture), luma(target))[box].numpy()  # outside the mask both are the target
-        height, width = seen.shape
-        spectrum = np.abs(np.fft.fft2((seen - seen.mean()) * np.outer(np.hanning(height), np.hanning(width)))) ** 2 / seen.size
-        ring = np.digitize(np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]), OCTAVES)
-        return np.array([spectrum[ring == octave].mean() for octave in np.unique(ring)])
+        seen = blocks(torch.where(mask[0] > 0, luma(picture), luma(target)))[touched].numpy()  # outside the mask both are the target
+        squares = dctn(seen, axes=(1, 2), norm="ortho") ** 2
+        return np.array([squares[:, band == index].mean() for index in range(1, BLOCK_PX)])
 
     return -float(np.abs(np.log10(power(image) + SPECTRUM_FLOOR) - np.log10(power(target) + SPECTRUM_FLOOR)).mean())
 
@@ -145,7 +154,7 @@ def _reader() -> Callable[[np.ndarray], tuple[str, float]]:
     return read
 
 
-def _word_read(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+def _word_read(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
     """How much of the word OCR reads: similarity of the strings (Ratcliff-Obershelp, 0 to 1), case ignored, times its confidence."""
     if "word" not in truth:
         return 0.0
@@ -156,12 +165,12 @@ def _word_read(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any
     return confidence * difflib.SequenceMatcher(None, text.casefold(), truth["word"]["text"].casefold()).ratio()
 
 
-def _nothing_left(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
-    """Object-presence test: minus the share of masked pixels that plainly differ from the clean background."""
-    return -_mean(deltaE_ciede2000(_lab(image), _lab(target)) > VISIBLE_DELTA_E, mask)
+def _nothing_left(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+    """Presence test: minus how visibly the masked pixels differ from the clean background."""
+    return -_mean(_unlike(image, target), mask)
 
 
-ACCEPTANCE: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any]], float]] = {
+ACCEPTANCE: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any], str], float]] = {
     "ssim_agreement": _ssim_agreement,
     "jump_agreement": _jump_agreement,
     "prompt_fulfilment": _prompt_fulfilment,
@@ -171,11 +180,11 @@ ACCEPTANCE: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any]], float]]
 }
 
 
-def accept(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
-    """Score `image` against `target` inside `mask` by the named acceptance measure; arguments as `measures.measure`.
+def accept(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+    """Score `image` against `target` inside `mask` by the named acceptance measure; arguments as `measures.measure`, and the prompt.
 
     Raises ConfigError for an unknown measure.
     """
     if name not in ACCEPTANCE:
         raise ConfigError(f"Unknown acceptance measure {name!r}.", f"The taxonomy may name {', '.join(ACCEPTANCE)}.")
-    return ACCEPTANCE[name](image, target, mask, truth)
+    return ACCEPTANCE[name](image, target, mask, truth, prompt)

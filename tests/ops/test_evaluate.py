@@ -1,6 +1,7 @@
 """Evaluation through its front door, with the real pipeline and judge at toy size; its figures follow from its records."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def test_records_follow_from_the_stored_edits(world: dict[str, Path], result: tu
         scored = (edit, to_tensor(curated[f"{item['condition_id']}.target"]), mask, truths[item["condition_id"]])
         assert set(item["measures"]) == set(item["annotator_measures"]) == set(TAXONOMY.task(item["task"]).dimensions)
         for name, value in item["measures"].items():
-            assert accept(TAXONOMY.dimension(name).accepted_by, *scored) == value
+            assert accept(TAXONOMY.dimension(name).accepted_by, *scored, item["prompt"]) == value
             assert measure(TAXONOMY.dimension(name).labelled_by, *scored) == item["annotator_measures"][name]
 
 
@@ -294,17 +295,22 @@ def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: 
 
 
 def test_win_rate_by_hand() -> None:
-    """One win, one loss, one tie within two percent, on three conditions; the judge is right once, biased to the first once, wrong once."""
-    items = [_item("base", name, -0.1) for name in "abc"]
+    """One win, one loss, two ties within two percent; the judge is right once, biased to the first once, wrong twice.
+
+    The annotator's own measure is turned round, and finds a tie where a win was by less than two percent of it.
+    """
+    items = [_item("base", name, -0.1) for name in "abcd"]
     items += [_item("ema", "a", -0.05, p=(0.9, 0.2)), _item("ema", "b", -0.2, p=(0.9, 0.8)), _item("ema", "c", -0.1015, p=(0.3, 0.9))]
+    items += [_item("ema", "d", -0.0985, p=(0.3, 0.9))]
+    items[-1]["annotator_measures"] = {"removal_quality": 0.2}
     figures = recompute(items, TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02, resamples=200)
     ema = figures["policy"]["ema"]
     assert ema["mean_win_rate"] == ema["cells"][0]["win_rate"] == 0.5
-    assert ema["cells"][0]["judge_win_rate"] == pytest.approx(2 / 3)
-    assert ema["annotator_mean_win_rate"] == ema["cells"][0]["annotator_win_rate"] == 0.5
+    assert ema["cells"][0]["judge_win_rate"] == 0.5
+    assert ema["annotator_mean_win_rate"] == ema["cells"][0]["annotator_win_rate"] == 0.625  # a loss, a win, a tie and a win
     assert ema["judge_agreement"] == 0.5
     assert figures["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
-    assert [(row["task"], row["n"], row["win_rate"]) for row in ema["tasks"][3:]] == [("extend_free", 0, None), ("remove", 3, 0.5)]
+    assert [(row["task"], row["n"], row["win_rate"]) for row in ema["tasks"][3:]] == [("extend_free", 0, None), ("remove", 4, 0.5)]
 
 
 def test_crops_of_one_photograph_do_not_narrow_an_interval() -> None:
@@ -335,3 +341,4 @@ def test_preservation_looks_outside_the_mask_only() -> None:
     edit[:, :4] = 1.0
     assert preservation(edit, source, mask) == 100.0
     assert preservation(edit + 0.1 * (1 - mask), source, mask) == pytest.approx(20.0, abs=1e-3)
+    assert math.isnan(preservation(edit * math.nan, source, mask))  # ruined, not perfectly kept
