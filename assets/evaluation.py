@@ -27,6 +27,7 @@ def _rival(work: Work) -> ArtifactRef | None:
     group="proof",
     kinds={"pytorch", "huggingface"},
     models=("flux", "judge"),
+    libraries=("scikit-image", "rapidocr"),  # what win rates are measured with
     gpu=True,
     uses=_rival,
 )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,10 @@ def test_ctrl_c_ends_with_130_and_keeps_finished_stages(home: Path, toy: Callabl
     preset = str(toy(reward_model={"steps": 100_000, "patience": 100_000}))
     environment = {**os.environ, "ONEREWARD_HOME": str(home), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pipelines.cli", "run", "--preset", preset]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell starts background jobs, such as these tests, deaf to Ctrl-C, and children inherit it.
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, preexec_fn=hears, **pipes) as process:
         assert process.stdout is not None
         said = []
         for line in process.stdout:
