@@ -29,12 +29,14 @@ ONE_VERSION = ("curated_dataset", "candidates", "preference_pairs", "reward_mode
 
 
 def promote(store: ArtifactStore, ref: ArtifactRef, stage: str, *, thresholds: GateConfig, approver: str, reason: str) -> StageMove:
-    """Point `stage` at a version when all evidence for it passes under `thresholds`; a no-op when it points there already.
+    """Point `stage` at a release when all evidence for it passes under `thresholds`; a no-op when it points there already.
 
-    Raises GateRefused naming the artifact and the gate, ConfigError for an unknown stage or an empty approver or reason,
-    UnknownVersion for a version the store does not hold. The stage has then not moved.
+    Raises GateRefused naming the artifact and the gate, ConfigError for what is no release, an unknown stage or an empty approver
+    or reason, UnknownVersion for a version the store does not hold. The stage has then not moved.
     """
     _check_words(stage, approver, reason)
+    if ref.name != RELEASE:
+        raise ConfigError(f"{ref.name} {ref.digest[:12]} is no release.", "Promote a release: `onereward versions release` lists them.")
     moves = store.moves(ref.name, stage)
     if moves and moves[-1].digest == ref.digest:
         return moves[-1]
@@ -65,18 +67,14 @@ def rollback(store: ArtifactStore, name: str, stage: str, *, approver: str, reas
 
 
 def verify(store: ArtifactStore, ref: ArtifactRef, thresholds: GateConfig) -> list[Evidence]:
-    """All evidence a promotion of `ref` rests on, in the chain's order, after verifying it and every byte of the lineage.
+    """All evidence a promotion of the release `ref` rests on, in the chain's order, after verifying it and every byte of the lineage.
 
     Raises GateRefused for the first gate, in the chain's order, whose evidence is missing, altered, about another version, recorded
     under laxer thresholds, or says no.
     """
     members = _members(store, ref)
     gated = sorted({v.ref for v, _ in members if v.ref.name in REQUIRED_GATES}, key=lambda each: list(REQUIRED_GATES).index(each.name))
-    if not gated:
-        raise GateRefused(
-            f"No gate speaks for {ref.name} {ref.digest[:12]}.", "Promote a release, or something made from a gated artifact."
-        )
-    own = {version.ref for version, release in members if release is None or release.ref == ref}
+    own = {version.ref for version, release in members if release.ref == ref}
     evidence = [_passed(store, each, thresholds if each in own else None) for each in gated]
     for version, release in members:
         if version is release:
@@ -88,23 +86,23 @@ def verify(store: ArtifactStore, ref: ArtifactRef, thresholds: GateConfig) -> li
     return evidence
 
 
-def _members(store: ArtifactStore, ref: ArtifactRef) -> list[tuple[Version, Version | None]]:
-    """The versions that count for a promotion, each with the release it was reached through: a release made with the help of an
-    earlier one rests on that one's evidence too, under that one's mode."""
+def _members(store: ArtifactStore, ref: ArtifactRef) -> list[tuple[Version, Version]]:
+    """The versions that count for a release's promotion, each with the release it was reached through: a release made with the help
+    of an earlier one rests on that one's evidence too, under that one's mode."""
     lineage = store.lineage(ref.digest)
     known = {(v.ref.name, v.ref.digest): v for v in reversed(lineage)}
     if (ref.name, ref.digest) not in known:
         raise UnknownVersion(f"The store holds no {ref.name} with digest {ref.digest[:12]}.", "`onereward versions` lists what it holds.")
-    found: dict[tuple[str, str, str], tuple[Version, Version | None]] = {}
-    open_: list[tuple[Version, Version | None]] = [(known[ref.name, ref.digest], None)]
+    found: dict[tuple[str, str, str], tuple[Version, Version]] = {}
+    open_ = [(known[ref.name, ref.digest], known[ref.name, ref.digest])]
     while open_:
         version, release = open_.pop()
         release = version if version.ref.name == RELEASE else release
-        place = (version.ref.name, version.ref.digest, release.ref.digest if release else "")
+        place = (version.ref.name, version.ref.digest, release.ref.digest)
         if place in found:
             continue
         found[place] = (version, release)
-        other_modes = {name for name in REQUIRED_GATES if name.startswith(POLICY_PREFIX)} - set(_wanted(release)) if release else set()
+        other_modes = {name for name in REQUIRED_GATES if name.startswith(POLICY_PREFIX)} - set(_wanted(release))
         left_out = other_modes if version.ref.name in AFTER_POLICY else set()
         open_ += [(known[parent.name, parent.digest], release) for parent in version.parents if parent.name not in left_out]
     return list(found.values())

@@ -180,7 +180,7 @@ def test_altered_bytes_of_evidence_or_artifact_refuse(store: DvcStore, refs: Ref
 
 def test_a_release_must_rest_on_the_whole_chain(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
     refused(store, release_of(store, tmp_path / "work", refs, note="x", leave_out="engine"), "not made from any engine")
-    refused(store, put(store, tmp_path / "work", "release", [], mode="ema"), "not made from any curated_dataset|No gate")
+    refused(store, put(store, tmp_path / "work", "release", [], mode="ema"), "not made from any curated_dataset")
     refused(store, put(store, tmp_path / "work", "release", [refs["engine"]], mode="other"), "which policy")
     refused(store, release_of(store, tmp_path / "work", refs, note="y", mode="static"), "policy_preserved")
 
@@ -230,12 +230,15 @@ def test_an_earlier_release_in_the_lineage_counts_by_its_own_mode(store: DvcStor
     assert directory_digest(store.get(ref))[0] == ref.digest
 
 
-def test_what_no_gate_speaks_for_is_refused(store: DvcStore, refs: Refs) -> None:
-    with pytest.raises(GateRefused, match="No gate speaks for source_images"):
-        promote(store, refs["source_images"], "staging", thresholds=SHIPPED, **BY)
-    promote(store, refs["policy-ema"], "staging", thresholds=SHIPPED, **BY)
-    with pytest.raises(GateRefused, match=r"policy-static .* did not pass policy_preserved"):
-        promote(store, refs["policy-static"], "staging", thresholds=SHIPPED, **BY)
+@pytest.mark.parametrize("name", ["source_images", "policy-ema", "evaluation"])
+def test_what_is_no_release_is_refused(store: DvcStore, refs: Refs, name: str) -> None:
+    """However well its gates speak for it: a stage is a place of releases."""
+    with pytest.raises(ConfigError, match=f"{name} {refs[name].digest[:12]} is no release.*`onereward versions release`"):
+        promote(store, refs[name], "staging", thresholds=SHIPPED, **BY)
+    assert store.moves(name) == []
+
+
+def test_a_release_the_store_does_not_hold_is_named(store: DvcStore) -> None:
     with pytest.raises(UnknownVersion):
         promote(store, ArtifactRef("release", "0" * 64, "", 0), "staging", thresholds=SHIPPED, **BY)
 
