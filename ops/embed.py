@@ -17,6 +17,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
 from models.device import default_device
 from models.errors import MissingWeights
+from models.flux_fill.loading import load_network
 from models.images import to_pil
 
 Embedder = Callable[[Tensor], Tensor]
@@ -25,12 +26,9 @@ Embedder = Callable[[Tensor], Tensor]
 def vae_embedder(base: Path) -> Embedder:
     """Mean and spread of each latent channel of a base's VAE: what colours and how much texture. D = 2 x latent channels.
 
-    Raises MissingWeights where the base (a folder in diffusers' layout) holds no VAE that loads.
+    Raises MissingWeights where the base (a folder in diffusers' layout) holds no VAE, BrokenWeights where its file cannot be used.
     """
-    try:
-        vae = AutoencoderKL.from_pretrained(base, subfolder="vae").eval().to(default_device())
-    except OSError as error:
-        raise MissingWeights(f"The embedder's weights cannot be loaded from {base}/vae.", "Use a base that holds a VAE.") from error
+    vae = load_network(AutoencoderKL, base / "vae", torch.float32).to(default_device())
 
     @torch.no_grad()
     def embed(images: Tensor) -> Tensor:
@@ -41,12 +39,15 @@ def vae_embedder(base: Path) -> Embedder:
 
 
 def clip_embedder(folder: Path) -> Embedder:
-    """The pooled, normalised output of a CLIP checkpoint's vision tower. Raises MissingWeights where the folder is none."""
+    """The pooled, normalised output of a CLIP checkpoint's vision tower.
+
+    Raises MissingWeights where the folder is none or lacks a file, BrokenWeights where its weights cannot be used.
+    """
+    model = load_network(CLIPVisionModel, folder, torch.float32).to(default_device())
     try:
-        model = CLIPVisionModel.from_pretrained(folder).eval().to(default_device())
         processor = CLIPImageProcessorPil.from_pretrained(folder)
     except OSError as error:
-        raise MissingWeights(f"The embedder's weights cannot be loaded from {folder}.", "Name a CLIP checkpoint, or 'vae'.") from error
+        raise MissingWeights(f"{folder} holds no image processor of a CLIP checkpoint.", "Name a CLIP checkpoint, or 'vae'.") from error
 
     @torch.no_grad()
     def embed(images: Tensor) -> Tensor:

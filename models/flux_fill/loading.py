@@ -54,7 +54,7 @@ def load_pipeline(path: str | Path, dtype: torch.dtype = torch.float32) -> FluxF
     for name, files in FILES.items():
         if not any((folder / name / file).exists() for file in files):
             raise MissingWeights(f"{folder / name / files[0]} is not there.", AGAIN)
-    networks = {name: _load(kind, folder / name, dtype) for name, kind in NETWORKS.items()}
+    networks = {name: load_network(kind, folder / name, dtype) for name, kind in NETWORKS.items()}
     try:
         return FluxFillCFGPipeline.from_pretrained(folder, dtype=dtype, **networks)
     except (OSError, ValueError) as error:
@@ -70,8 +70,8 @@ def load_transformer(path: str | Path, policy: Path | None = None, dtype: torch.
         MissingWeights, BrokenWeights: as `load_pipeline`, for the base as for the policy.
     """
     if policy is not None and (policy / "transformer").is_dir():
-        return _load(FluxTransformer2DModel, policy / "transformer", dtype)
-    transformer = _load(FluxTransformer2DModel, _folder(path, ["transformer"]) / "transformer", dtype)
+        return load_network(FluxTransformer2DModel, policy / "transformer", dtype)
+    transformer = load_network(FluxTransformer2DModel, _folder(path, ["transformer"]) / "transformer", dtype)
     if policy is None:
         return transformer
     if not (policy / "adapter").is_dir():
@@ -79,23 +79,12 @@ def load_transformer(path: str | Path, policy: Path | None = None, dtype: torch.
     return _merge(transformer, policy / "adapter")
 
 
-def _folder(path: str | Path, components: list[str]) -> Path:
-    """The local folder of `path`, fetched from the hub (only these components) if it is a hub id and no folder."""
-    if Path(path).is_dir():
-        return Path(path)
-    if not HUB_ID.fullmatch(str(path)):
-        raise MissingWeights(f"The weights folder {path} is not there.", "Name an existing folder or a hub id such as owner/name.")
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=["model_index.json", *(f"{name}/*" for name in components)]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise MissingWeights(
-            f"{path} is no folder here and cannot be fetched from the hub: {error}.",
-            "Name an existing folder, connect to the network, or accept the model's licence and log in.",
-        ) from error
+def load_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """One network of class `kind` (diffusers' or transformers') with every weight from `folder`, in evaluation mode, on the CPU.
 
-
-def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """One network with every weight from its files."""
+    Raises:
+        MissingWeights, BrokenWeights: as `load_pipeline`.
+    """
     if not (folder / "config.json").exists():
         raise MissingWeights(f"{folder / 'config.json'} is not there.", AGAIN)
     files = _files(folder)
@@ -112,6 +101,21 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
         raise BrokenWeights(f"{_names(files)} and its config.json disagree about {len(wrong)} weights, such as {wrong[0]}.", AGAIN)
     _check_finite(network, _names(files))
     return network.eval()
+
+
+def _folder(path: str | Path, components: list[str]) -> Path:
+    """The local folder of `path`, fetched from the hub (only these components) if it is a hub id and no folder."""
+    if Path(path).is_dir():
+        return Path(path)
+    if not HUB_ID.fullmatch(str(path)):
+        raise MissingWeights(f"The weights folder {path} is not there.", "Name an existing folder or a hub id such as owner/name.")
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=["model_index.json", *(f"{name}/*" for name in components)]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise MissingWeights(
+            f"{path} is no folder here and cannot be fetched from the hub: {error}.",
+            "Name an existing folder, connect to the network, or accept the model's licence and log in.",
+        ) from error
 
 
 def _files(folder: Path) -> list[Path]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from infra.progress import Progress
-from models.errors import MissingWeights, NotEnoughData
+from models.errors import BrokenWeights, MissingWeights, NotEnoughData
 from models.images import to_mask, to_tensor
 from models.records import Condition, Source, read_rows, write_rows
 from models.shards import ShardReader, ShardWriter
@@ -168,20 +168,35 @@ def test_shares_must_leave_a_test_split():
         CurateConfig(train_share=0.8, validation_share=0.2)
 
 
-def test_both_embedders_tell_pictures_apart(tmp_path):
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    """A folder with `vae/`, as a base has one, and `clip/`, a whole CLIP checkpoint of which the vision tower is wanted."""
     torch.manual_seed(0)
     AutoencoderKL(block_out_channels=[8], norm_num_groups=4, latent_channels=4).save_pretrained(tmp_path / "vae")
-    config = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = CLIPTextConfig(vocab_size=8, **size)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=CLIPVisionConfig(image_size=32, patch_size=16, **size))).save_pretrained(
+        tmp_path / "clip"
     )
-    CLIPVisionModel(config).save_pretrained(tmp_path / "clip")
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path / "clip")
+    return tmp_path
+
+
+def test_both_embedders_tell_pictures_apart(checkpoints):
     images = torch.stack([to_tensor(noise(0)), to_tensor(noise(1)), to_tensor(noise(0))])
-    for embed, width in ((vae_embedder(tmp_path), 8), (clip_embedder(tmp_path / "clip"), 16)):
+    for embed, width in ((vae_embedder(checkpoints), 8), (clip_embedder(checkpoints / "clip"), 16)):
         vectors = embed(images)
         assert vectors.shape == (3, width) and not vectors.requires_grad
         torch.testing.assert_close(vectors[0], vectors[2])
         assert (vectors[0] - vectors[1]).abs().max() > 1e-4
+
+
+def test_an_embedder_that_cannot_be_loaded_is_named(checkpoints):
     for load in (vae_embedder, clip_embedder):
         with pytest.raises(MissingWeights, match="nowhere"):
-            load(tmp_path / "nowhere")
+            load(checkpoints / "nowhere")
+    for load, folder, name in ((vae_embedder, checkpoints, "vae"), (clip_embedder, checkpoints / "clip", "clip")):
+        file = next((checkpoints / name).glob("*.safetensors"))
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(BrokenWeights, match=f"{name}/{file.name} is cut or altered"):
+            load(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from assets.sources import ROOT
 from infra.stores.base import ArtifactStore
 from infra.workspace import Workspace
 from tests.pipelines.conftest import Command, Finished
+from tests.pipelines.toy import write_toy
 
 pytestmark = pytest.mark.chain
 ARTIFACTS = {
@@ -74,6 +76,20 @@ def test_promoted_then_unchanged_then_refused(onereward: Command, home: Path, to
     assert store.moves("release") == moves
     facts = json.loads((workspace.reports / "3" / "report.json").read_text())
     assert facts["refused"].startswith("reward_model") and facts["release"] is None
+
+
+def test_cut_weights_end_a_run_in_one_line(onereward: Command, home: Path, finished: Finished, tiny_weights: Path, tmp_path: Path) -> None:
+    """At the first stage that reads them: it makes its embeddings with the base's VAE."""
+    shutil.copytree(tiny_weights / "flux", tmp_path / "flux")
+    file = tmp_path / "flux" / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    store, labels = Workspace.from_env(finished.copy(home)).store, home / "labels.db"
+    before = store.versions(), store.moves("release"), labels.read_bytes()
+    preset = write_toy(tmp_path, tiny_weights, models={"flux": str(tmp_path / "flux")})
+    code, _, err = onereward("run", "--preset", str(preset))
+    assert code == 1 and err.startswith(f"error: curated_dataset: {file} is cut or altered: ") and err.count("\n") == 1
+    assert "Download or make it again." in err
+    assert (store.versions(), store.moves("release"), labels.read_bytes()) == before
 
 
 def test_ctrl_c_ends_with_130_and_keeps_finished_stages(home: Path, toy: Callable[..., Path]) -> None:
