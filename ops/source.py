@@ -100,9 +100,11 @@ def source_images(config: SourceConfig, out: Path, progress: Progress, taxonomy:
             bar.advance()
     if not rows:
         first = f" First reason: {refused[0].name}: {refused[0].reason}" if refused else ""
-        raise NotEnoughData(
-            f"{config.path or 'The seed data'} holds no usable image.{first}", "Add images (PNG, JPEG, WebP), or correct the rejected ones."
-        )
+        if config.path:
+            remedy = "Add images (PNG, JPEG, WebP), or correct the rejected ones."
+        else:
+            remedy = "Name a folder of images or a JSONL manifest in a preset of your own: `source_images: {path: ...}`."
+        raise NotEnoughData(f"{config.path or 'The seed data'} holds no usable image.{first}", remedy)
     write_rows(out / "sources.jsonl", rows)
     (out / "rejected.jsonl").write_text("".join(json.dumps({"name": r.name, "reason": r.reason}) + "\n" for r in refused))
     if refused:

@@ -140,6 +140,11 @@ def test_nothing_to_work_with(tmp_path):
         take(tmp_path, tmp_path / "m.jsonl")
 
 
+def test_no_pictures_named_is_told_how_to_name_them(tmp_path):
+    with pytest.raises(NotEnoughData, match=r"source_images: \{path: "):
+        source_images(SourceConfig(n_scenes=0, crops_per_photo=0), tmp_path, Progress())
+
+
 @pytest.mark.parametrize("name", ["absent", "absent.jsonl", "a.csv", "latin.jsonl"])
 def test_a_path_that_is_no_source(tmp_path, name):
     (tmp_path / "a.csv").write_text("image\n")

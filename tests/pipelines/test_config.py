@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from assets.settings import thresholds
 from models.errors import ConfigError
+from ops.evaluate import EvaluateConfig
+from ops.export_onnx import OnnxConfig
+from ops.fit_reward import FitRewardConfig
+from ops.gate import GateConfig
+from ops.train_policy import TrainPolicyConfig
 from pipelines.config import load_settings
 
 
@@ -18,6 +24,23 @@ def write(folder: Path, text: str) -> str:
 
 def test_shipped_presets_load_and_only_mini_promotes_by_itself() -> None:
     assert load_settings("mini").auto_promote and not load_settings("flux-fill").auto_promote
+
+
+def test_full_size_resolves_to_the_papers_values() -> None:
+    settings = load_settings("flux-fill")
+    policy = TrainPolicyConfig(**settings.stages["policy"])
+    assert (policy.batch_size, policy.learning_rate) == (8, 1e-5)
+    judge = FitRewardConfig(**settings.stages["reward_model"])
+    assert (judge.batch_size, judge.learning_rate) == (16, 1e-6)
+    evaluation = EvaluateConfig(**settings.stages["evaluation"])
+    demos = (evaluation.steps, evaluation.true_cfg, evaluation.guidance_scale, evaluation.negative_prompt)
+    assert demos == (50, 4.0, 1.0, "nsfw")
+
+
+def test_half_precision_has_a_tolerance_of_its_own() -> None:
+    settings = load_settings("flux-fill")
+    assert OnnxConfig(**settings.stages["onnx"]).dtype == "float16"
+    assert thresholds(settings).max_onnx_error > GateConfig().max_onnx_error
 
 
 def test_the_environment_chooses_and_an_argument_wins(monkeypatch: pytest.MonkeyPatch) -> None:
