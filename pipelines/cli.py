@@ -39,7 +39,9 @@ EXIT_INTERRUPTED = 130
 def run(
     preset: PresetOption = None,
     home: HomeOption = None,
-    require_promotion: Annotated[bool, typer.Option("--require-promotion", help="A refused promotion exits with 3.")] = False,
+    require_promotion: Annotated[
+        bool, typer.Option("--require-promotion", help="Exit with 3 when promotion was refused, or is left to a person (auto_promote off).")
+    ] = False,
 ) -> None:
     """Take images through the whole chain, curation to promotion, and write a report."""
     from pipelines.home import enter
@@ -57,7 +59,7 @@ def run(
         print(f"error: {outcome.message}", file=sys.stderr)
         raise typer.Exit(1)
     print(f"{outcome.ending}: {outcome.message}")
-    if outcome.ending == "refused" and require_promotion:
+    if outcome.ending in ("refused", "released") and require_promotion:
         raise typer.Exit(EXIT_REFUSED)
 
 

@@ -15,6 +15,7 @@ from infra.workspace import Workspace
 from models.records import Condition, write_rows
 from models.shards import ShardWriter
 from ops.folders import write_metrics
+from pipelines.chain_run import Ending, Outcome
 from tests.pipelines.conftest import Command
 
 SIZE = (64, 64)
@@ -65,6 +66,20 @@ def test_an_error_is_one_line_and_exit_code_1(
     code, _, err = onereward(*arguments)
     assert code == 1 and named in err
     assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "required"),
+    [("promoted", 0, 0), ("unchanged", 0, 0), ("released", 0, 3), ("refused", 0, 3), ("failed", 1, 1), ("interrupted", 130, 130)],
+)
+def test_exit_codes_of_a_run(
+    onereward: Command, toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, ending: Ending, code: int, required: int
+) -> None:
+    """The second one with --require-promotion. A release that waits for a person (auto_promote off) is not promoted."""
+    outcome = Outcome(ending, "why", "run", artifacts={}, reused=[], seconds={}, gates=[], gate_s=0)
+    monkeypatch.setattr("pipelines.report.run_and_report", lambda *_: (outcome, None))
+    command = ("run", "--preset", str(toy()))
+    assert (onereward(*command)[0], onereward(*command, "--require-promotion")[0]) == (code, required)
 
 
 def test_missing_weights_end_a_run_with_their_remedy(onereward: Command, toy: Callable[..., Path], home: Path) -> None:
