@@ -25,6 +25,7 @@ from ops.gate import Gate, GateConfig, record_evidence
 from ops.gate_checks import CHECKS
 from ops.gate_checks import check as measure
 
+GATE = "gate"  # name of every stage's check
 EVIDENCE = "evidence"  # metadata entry with every gate's row, for reports
 
 
@@ -37,7 +38,7 @@ def gate_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
 def _gate_check(stage: Stage, settings: Settings, config: GateConfig) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=dg.AssetKey(stage.name),
-        name="gate",
+        name=GATE,
         blocking=True,
         description=f"May {stage.name} be used by what comes after it?",
     )

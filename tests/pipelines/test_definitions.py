@@ -129,3 +129,20 @@ def test_the_purge_keeps_what_the_latest_versions_came_from(instance: dg.Dagster
     assert latest is not None and latest.run_id == second
     assert purgeable(instance, before=1e12) == [first]
     assert purgeable(instance, before=0) == []
+
+
+def test_the_purge_keeps_the_latest_verdict_of_a_gate(instance: dg.DagsterInstance) -> None:
+    """Of a check that was run again without its asset."""
+
+    @dg.asset(name="curated_dataset")
+    def made() -> None: ...
+
+    @dg.asset_check(asset=made, name="gate", blocking=True)
+    def gate() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=True)
+
+    first = dg.materialize([made, gate], instance=instance).run_id
+    again = [dg.materialize([made, gate], instance=instance, selection=dg.AssetSelection.checks(gate)).run_id for _ in range(2)]
+    latest = instance.get_latest_asset_check_evaluation_record(gate.check_key)
+    assert latest is not None and latest.run_id == again[1]
+    assert first not in again and purgeable(instance, before=1e12) == [again[0]]
