@@ -15,7 +15,10 @@ class Settings(OpConfig):
     """A resolved preset. `stages` holds one section per stage: the fields of that stage's op configuration."""
 
     preset: str
-    flux: str = pydantic.Field(description="Base pipeline: a folder in diffusers' layout, or `hub:<id>[@revision]`.")
+    flux: str = pydantic.Field(
+        description="Base pipeline, which every policy starts from and has as its first reference: a folder in diffusers' layout, or "
+        "`hub:<id>[@revision]`. A release becomes both by naming its `model` folder: `<home>/registry/checkouts/<digest>/model`."
+    )
     judge: str = pydantic.Field(description="Base judge: a folder in the hub's layout, or `hub:<id>[@revision]`.")
     taxonomy: str | None = pydantic.Field(None, description="Another taxonomy file; relative to the repository. None: the one shipped.")
     threads: int = pydantic.Field(2, ge=1, description="ours: threads of torch and OpenMP in the run's process.")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 
 from infra.progress import Progress
@@ -19,11 +19,15 @@ from infra.stores.base import directory_digest
 from models.errors import ExportError, MissingWeights
 from models.flux_fill import FluxFillCFGPipeline
 from models.flux_fill.loading import load_pipeline, load_transformer
+from models.flux_fill.sampler import Sampler
+from models.images import to_mask, to_tensor
 from models.taxonomy import Taxonomy
 from ops.folders import read_metrics, save_picture, write_metrics
 from ops.release import ReleaseConfig, assemble_release
+from ops.train_policy import Trainer, train_policy
 from ops.win_rates import Item, recompute, write_items
 from tests.models.tiny import tiny_picture, tiny_transformer
+from tests.ops.test_train_policy import QUICK, make_parts
 
 LINEAGE = [{"name": "curated_dataset", "digest": "c0ffee" * 10}, {"name": "policy-ema", "digest": "decade" * 10}]
 GATES = [
@@ -164,6 +168,36 @@ def test_an_adapter_is_merged(assemble: Callable[..., dict[str, Any]], parts: di
     assert released.keys() == base.keys()
     changed = {name for name in base if not torch.equal(released[name], base[name])}
     assert changed == {name for name in base if name.endswith("to_q.weight")}
+
+
+def test_the_release_of_a_lora_policy_is_the_next_base_and_reference(
+    assemble: Callable[..., dict[str, Any]], parts: dict[str, Path], tmp_path: Path
+) -> None:
+    base, judge, curated = make_parts(tmp_path / "training")
+    (policy := tmp_path / "policy").mkdir()
+    lora = QUICK.model_copy(update={"lora_rank": 2})
+    train_policy(lora, base, judge, curated, policy, Progress(), Taxonomy.load(), mode="ema", scratch=tmp_path / "scratch")
+    assemble(policy, base=base)
+
+    trainer = Trainer(lora, parts["out"] / "model", judge, curated, Taxonomy.load(), "static")
+    trainer.iterate(0)
+    with trainer.reference.applied():
+        reference = sample(trainer.sampler, trainer.policy)
+    pipe = load_pipeline(base)
+    applied = sample(Sampler(pipe), load_transformer(base, policy))
+    assert reference.numpy().tobytes() == applied.numpy().tobytes()
+    on_top = PeftModel.from_pretrained(pipe.transformer, str(policy / "adapter"))
+    torch.testing.assert_close(reference, sample(Sampler(pipe), on_top), rtol=0, atol=1e-4)
+    assert not torch.equal(reference, sample(Sampler(load_pipeline(base)), load_transformer(base)))
+    assert not torch.equal(reference, sample(trainer.sampler, trainer.policy))  # which has left it
+
+
+@torch.no_grad()
+def sample(sampler: Sampler, transformer: Any) -> torch.Tensor:
+    """One edit [1, 3, 64, 64]."""
+    picture, mask = tiny_picture()
+    encoded = sampler.encode(to_tensor(picture)[None], to_mask(mask)[None], ["a red ball"])
+    return sampler.sample(transformer, encoded, [7], steps=2)
 
 
 def test_a_policy_that_was_not_evaluated_is_refused(tiny_base: Path, tiny_policy: Path, parts: dict[str, Path], tmp_path: Path) -> None:

@@ -49,10 +49,13 @@ QUICK = TrainPolicyConfig(
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Parts:
+    return make_parts(tmp_path_factory.mktemp("parts"))
+
+
+def make_parts(folder: Path) -> Parts:
     """Tiny FLUX Fill, tiny judge, and a curated dataset of scenes."""
-    folder = tmp_path_factory.mktemp("parts")
     curated, rng, rows = folder / "curated", np.random.default_rng(0), []
-    curated.mkdir()
+    curated.mkdir(parents=True)
     with ShardWriter(curated) as shards:
         for seed in range(12):
             scene = render_scene(seed)
