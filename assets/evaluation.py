@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
+import onnxruntime
+
 from assets.common import Work, stage
 from assets.policy import policy
 from assets.winner import parent, released_policy
@@ -21,6 +24,11 @@ def _rival(work: Work) -> ArtifactRef | None:
     return parent(work, measured, production.name) if measured else None
 
 
+def _reader(work: Work) -> dict[str, str]:
+    """What the word reader runs in; either comes as one of several distributions."""
+    return {"onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__}
+
+
 @stage(
     config=EvaluateConfig,
     parents=("curated_dataset", "candidates", "preference_pairs", "reward_model", "policy"),
@@ -29,6 +37,8 @@ def _rival(work: Work) -> ArtifactRef | None:
     models=("flux", "judge"),
     libraries=("scikit-image", "rapidocr"),  # what win rates are measured with
     gpu=True,
+    libraries=("pillow", "scikit-image", "scipy", "rapidocr", "matplotlib"),  # measures, intervals, the reader's network, the signs' font
+    depends=_reader,
     uses=_rival,
 )
 def evaluation(work: Work) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from assets.winner import winner
 from ops.export_onnx import OnnxConfig, export_onnx
 
 
-def _runtime(work: Work) -> dict[str, str]:
-    """Parity is measured in ONNX Runtime, which comes as one of two distributions."""
-    return {"onnxruntime": onnxruntime.__version__}
+def _exported(work: Work) -> dict[str, str]:
+    """The policy that is exported, and ONNX Runtime, in which parity is measured; it comes as one of two distributions."""
+    return {"policy": work.refs[winner(work)].digest, "onnxruntime": onnxruntime.__version__}
 
 
 @stage(
@@ -23,7 +23,7 @@ def _runtime(work: Work) -> dict[str, str]:
     kinds={"onnx"},
     models=("flux",),
     libraries=("onnx", "onnxscript"),
-    depends=_runtime,
+    depends=_exported,
 )
 def onnx(work: Work) -> dict[str, Any]:
     """The transformer with dynamic batch and lengths, and its parity with torch in ONNX Runtime."""

@@ -15,6 +15,7 @@ from ops.fit_reward import FitRewardConfig, fit_reward
     kinds={"pytorch", "huggingface"},
     models=("judge",),
     gpu=True,
+    libraries=("scipy",),  # the intervals of its accuracy
 )
 def reward_model(work: Work) -> dict[str, Any]:
     """A Qwen2.5-VL that answers whether the first image is better, on every task and dimension; stopped on held-out accuracy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,40 +10,52 @@ import pytest
 from PIL import Image
 
 from assets import engine as engine_asset
+from assets import evaluation as evaluation_asset
+from assets import onnx as onnx_asset
 from assets.common import Stage, Work, work_key
 from assets.curated_dataset import curated_dataset
 from assets.engine import engine
+from assets.evaluation import evaluation
+from assets.onnx import onnx
+from assets.reward_model import reward_model
 from assets.settings import Settings
 from assets.source_images import source_images
 from infra.progress import Progress
+from infra.stores.base import ArtifactRef
 from infra.workspace import Workspace
 from models.config import OpConfig
 from models.errors import MissingWeights
 from models.taxonomy import Taxonomy
 from ops.build_engine import Backend, EngineConfig
 from ops.curate import CurateConfig
+from ops.evaluate import EvaluateConfig
+from ops.export_onnx import OnnxConfig
+from ops.fit_reward import FitRewardConfig
+from ops.folders import write_metrics
 from ops.source import SourceConfig
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    (tmp_path / "flux").mkdir()
-    (tmp_path / "flux" / "weights").write_bytes(b"base")
+    for kind in ("flux", "judge"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "weights").write_bytes(b"base")
     (tmp_path / "home").mkdir()
     return Workspace(tmp_path / "home")
 
 
-def key(workspace: Workspace, stage: Stage, config: OpConfig, threads: int = 1) -> str:
+def key(workspace: Workspace, stage: Stage, config: OpConfig, threads: int = 1, refs: dict[str, ArtifactRef] | None = None) -> str:
+    base = workspace.home.parent
     return work_key(
         Work(
             stage=stage,
             config=config,
-            settings=Settings(preset="test", flux=str(workspace.home.parent / "flux"), judge="none", threads=threads),
+            settings=Settings(preset="test", flux=str(base / "flux"), judge=str(base / "judge"), threads=threads),
             workspace=workspace,
             store=workspace.store,
             taxonomy=Taxonomy.load(),
             progress=Progress(),
-            refs={},
+            refs=refs or {},
             out=workspace.home,
             scratch=workspace.home,
             run_id="run",
@@ -98,3 +111,42 @@ def test_an_engine_counts_by_builder_and_gpu(workspace: Workspace, monkeypatch: 
 
 def test_threads_are_no_part_of_a_key(workspace: Workspace) -> None:
     assert key(workspace, source_images, SourceConfig(), threads=1) == key(workspace, source_images, SourceConfig(), threads=2)
+
+
+@pytest.mark.parametrize(
+    ("stage", "config", "library"),
+    [
+        *((evaluation, EvaluateConfig(), library) for library in ("pillow", "scikit-image", "scipy", "rapidocr", "matplotlib")),
+        (reward_model, FitRewardConfig(), "scipy"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_libraries_that_measure_count(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, stage: Stage, config: OpConfig, library: str
+) -> None:
+    installed, first = importlib.metadata.version, key(workspace, stage, config)
+    assert key(workspace, stage, config) == first
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == library else installed(name))
+    assert key(workspace, stage, config) != first
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "cv2"])
+def test_what_reads_the_words_counts_whichever_distribution_it_comes_in(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    first = key(workspace, evaluation, EvaluateConfig())
+    monkeypatch.setattr(evaluation_asset, runtime, SimpleNamespace(__version__="99.0"))
+    assert key(workspace, evaluation, EvaluateConfig()) != first
+
+
+def test_the_policy_that_is_exported_counts(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule that names the winner may change while policies and evaluation stay."""
+    refs = {}
+    for name in ("policy-static", "policy-ema", "evaluation"):
+        (tmp_path / name).mkdir()
+        write_metrics(tmp_path / name, {"name": name, "best_mode": "ema"})
+        refs[name] = workspace.store.put(name, tmp_path / name)
+    first = key(workspace, onnx, OnnxConfig(), refs=refs)
+    assert key(workspace, onnx, OnnxConfig(), refs=refs) == first
+    monkeypatch.setattr(onnx_asset, "winner", lambda work: "policy-static")
+    assert key(workspace, onnx, OnnxConfig(), refs=refs) != first
