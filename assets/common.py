@@ -42,7 +42,7 @@ from infra.progress import Progress
 from infra.stores.base import ArtifactRef, ArtifactStore, Version
 from infra.workspace import Workspace
 from models.config import OpConfig
-from models.errors import ConfigError, DiskFull, UnknownVersion
+from models.errors import ConfigError, DiskFull, InputsChanged, UnknownVersion
 from models.taxonomy import Taxonomy
 from ops.promote import RELEASE, STAGES
 
@@ -220,7 +220,7 @@ def _empty_folder(tmp: Path) -> Iterator[Path]:
 def make(work: Work) -> Made:
     """Reuse the version with this key, or let the op make it. A failure or Ctrl-C leaves the store as it was.
 
-    Raises DiskFull when the op meets a full disk, and whatever the op raises.
+    Raises DiskFull when the op meets a full disk, InputsChanged when its key is another one afterwards, and whatever the op raises.
     """
     name = f"{work.stage.name}-{work.mode}" if work.mode else work.stage.name
     if work.stage.uses and (release := work.stage.uses(work)):
@@ -245,6 +245,8 @@ def make(work: Work) -> Made:
                 raise DiskFull(f"No space left in {work.workspace.home} while making {name}.", "Free some space and run again.") from error
             raise
         seconds = time.monotonic() - start
+        if work_key(work) != key:  # the op may have read either state: under neither key would it be known which
+            raise InputsChanged(f"What {name} is made from (labels, pictures, weights) changed meanwhile.", "Run again.")
         ref = work.store.put(
             name,
             out,

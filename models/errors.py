@@ -70,6 +70,10 @@ class DigestMismatch(StoreError):
     """Stored bytes do not hash to the digest they are stored under."""
 
 
+class InputsChanged(OneRewardError):
+    """What a stage is made from changed while it was being made."""
+
+
 class GateRefused(OneRewardError):
     """Promotion was refused: evidence is missing, for another digest, or says no."""
 

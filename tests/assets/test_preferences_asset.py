@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from assets import preferences as preferences_asset
 from assets.common import Stage, Work
 from assets.preferences import preferences
 from assets.refs import materialised
@@ -21,6 +22,7 @@ from models.config import OpConfig
 from models.errors import DiskFull
 from models.records import Preference, read_rows
 from ops.folders import write_metrics
+from ops.label import label_scripted
 from tests.ops.test_label import made  # noqa: F401 (a fixture)
 
 Run = Callable[[], tuple[dg.ExecuteInProcessResult, dg.DagsterInstance]]
@@ -101,3 +103,30 @@ def test_reusing_a_version_completes_the_database(workspace: Workspace, run: Run
     ref = materialised(instance, "preferences")["preferences"]
     assert result.success and workspace.store.versions() == before
     assert rows(workspace, instance) == read_rows(workspace.store.get(ref) / "preferences.jsonl", Preference)
+
+
+def test_labels_that_arrive_while_it_works_are_not_stored_under_the_key_of_before(
+    workspace: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run()[0].success
+    (stored,) = workspace.store.versions("preferences")
+    row = read_rows(workspace.store.get(stored.ref) / "preferences.jsonl", Preference)[0]
+    digest = next(parent.digest for parent in stored.parents if parent.name == "candidates")
+
+    def answer(annotator: str) -> None:
+        LabelStore(workspace.labels_url).add([row.model_copy(update={"annotator": annotator, "source": "import"})], digest)
+
+    def interrupted(*arguments: Any) -> dict[str, Any]:
+        answer("kim")
+        return label_scripted(*arguments)
+
+    answer("lee")
+    with monkeypatch.context() as patched:
+        patched.setattr(preferences_asset, "label_scripted", interrupted)
+        result, _ = run()
+    assert not result.success and "changed meanwhile" in str(result.failure_data_for_node("preferences"))
+    assert workspace.store.versions("preferences") == [stored]
+
+    assert run()[0].success
+    rows_now = read_rows(workspace.store.get(workspace.store.versions("preferences")[-1].ref) / "preferences.jsonl", Preference)
+    assert {each.annotator for each in rows_now if each.source == "import"} == {"kim", "lee"}
