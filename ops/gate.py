@@ -1,7 +1,7 @@
 """Gates: their thresholds, their verdicts, and the evidence that promotion asks for.
 
     gates = check("onnx", store.get(ref), GateConfig())      # ops/gate_checks.py measures
-    record_evidence(store, ref, gates, GateConfig(), run_id)
+    record_evidence(store, ref, gates, GateConfig(), run_id, tmp)
     evidence_for(store, ref.digest).passed
 
 Evidence is an artifact `gates-<name>` whose parent is the version it speaks of. It keeps every gate's figure and the
@@ -153,13 +153,10 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def record_evidence(
-    store: ArtifactStore, ref: ArtifactRef, gates: list[Gate], config: GateConfig, run_id: str, tmp: Path | None = None
-) -> ArtifactRef:
+def record_evidence(store: ArtifactStore, ref: ArtifactRef, gates: list[Gate], config: GateConfig, run_id: str, tmp: Path) -> ArtifactRef:
     """Store the gate report of a version as `gates-<name>`, with its thresholds; the newest report of a version is the one that counts.
 
-    The same verdict again is stored once. The draft lies in `tmp`, without one in the system's temporary folder. Raises DiskFull
-    or StoreError.
+    The same verdict again is stored once. The draft lies in `tmp`, an existing folder. Raises DiskFull or StoreError.
     """
     report = {
         "subject": {"name": ref.name, "digest": ref.digest},

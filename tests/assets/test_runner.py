@@ -234,10 +234,10 @@ def test_nothing_is_made_from_what_a_gate_refused(workspace: Workspace, instance
     """The run whose check failed is over; this is another one."""
     run(instance, NUMBERS, DOUBLES, only="numbers")
     ref = materialised(instance, "numbers")["numbers"]
-    record_evidence(workspace.store, ref, [Gate("good", 0.1, 0.5, False, "at least")], GateConfig(), "run-1")
+    record_evidence(workspace.store, ref, [Gate("good", 0.1, 0.5, False, "at least")], GateConfig(), "run-1", workspace.tmp)
     result = run(instance, NUMBERS, DOUBLES, only="doubles")
     assert not result.success and f"A gate refused numbers {ref.digest[:8]}" in message(result)
-    record_evidence(workspace.store, ref, [Gate("good", 0.9, 0.5, True, "at least")], GateConfig(), "run-2")
+    record_evidence(workspace.store, ref, [Gate("good", 0.9, 0.5, True, "at least")], GateConfig(), "run-2", workspace.tmp)
     assert run(instance, NUMBERS, DOUBLES, only="doubles").success
 
 
@@ -268,7 +268,7 @@ def test_a_refused_mode_is_left_out(workspace: Workspace, instance: dg.DagsterIn
     # Both modes hold the same bytes here, so evidence about one speaks of both: give the right one other bytes.
     dg.materialize([MODES.build(settings(modes={"number": 4}))], instance=instance, partition_key="right")
     right = materialised(instance, "modes")["modes-right"]
-    record_evidence(workspace.store, right, [Gate("good", 0.1, 0.5, False, "at least")], GateConfig(), "run-1")
+    record_evidence(workspace.store, right, [Gate("good", 0.1, 0.5, False, "at least")], GateConfig(), "run-1", workspace.tmp)
     result = run(instance, MODES, AFTER_MODES, only="doubles")
     parents = workspace.store.version(artifacts_of(result.asset_materializations_for_node("doubles")[0])["doubles"].digest).parents
     assert [parent.name for parent in parents] == ["modes-left"]

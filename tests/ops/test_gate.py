@@ -283,18 +283,18 @@ def test_the_newest_evidence_counts(store: DvcStore, tmp_path: Path) -> None:
     config = GateConfig()
     ref = store.put("onnx", artifact(tmp_path / "a", "onnx", GOOD["onnx"]))
     assert evidence_for(store, ref.digest) is None
-    first = record_evidence(store, ref, GATES, config, "run-1")
+    first = record_evidence(store, ref, GATES, config, "run-1", tmp_path)
     evidence = evidence_for(store, ref.digest)
     assert evidence is not None and evidence.passed and evidence.gates == tuple(GATES) and evidence.ref == first
     assert store.version(first.digest).parents == (ref,) and first.name == "gates-onnx"
-    assert record_evidence(store, ref, GATES, config, "run-2") == first and len(store.versions("gates-onnx")) == 1
-    record_evidence(store, ref, FAILED, config, "run-3")
+    assert record_evidence(store, ref, GATES, config, "run-2", tmp_path) == first and len(store.versions("gates-onnx")) == 1
+    record_evidence(store, ref, FAILED, config, "run-3", tmp_path)
     evidence = evidence_for(store, ref.digest)
     assert evidence is not None and not evidence.passed and evidence.gates == tuple(FAILED)
-    record_evidence(store, ref, GATES, config, "run-4")  # the bytes of run-1's report again, yet the newest
+    record_evidence(store, ref, GATES, config, "run-4", tmp_path)  # the bytes of run-1's report again, yet the newest
     evidence = evidence_for(store, ref.digest)
     assert evidence is not None and evidence.passed
-    record_evidence(store, ref, GATES[:1], config, "run-5")
+    record_evidence(store, ref, GATES[:1], config, "run-5", tmp_path)
     evidence = evidence_for(store, ref.digest)
     assert evidence is not None and not evidence.passed and evidence.missing == ("onnx_error",)
 
@@ -334,7 +334,7 @@ def test_a_disk_too_full_for_evidence_is_told(store: DvcStore, tmp_path: Path) -
 @pytest.mark.parametrize(("recorded", "lax"), [(0.001, []), (0.0001, []), (0.01, ["max_onnx_error 0.01 (0.001 is in force)"])])
 def test_laxer_evidence_says_which_threshold(store: DvcStore, tmp_path: Path, recorded: float, lax: list[str]) -> None:
     ref = store.put("onnx", artifact(tmp_path / "a", "onnx", GOOD["onnx"]))
-    record_evidence(store, ref, GATES, GateConfig(max_onnx_error=recorded, min_win_rate=0), "run-1")
+    record_evidence(store, ref, GATES, GateConfig(max_onnx_error=recorded, min_win_rate=0), "run-1", tmp_path)
     evidence = evidence_for(store, ref.digest)
     assert evidence is not None and evidence.laxer_than(GateConfig()) == lax
 

@@ -36,7 +36,7 @@ def prove(
     thresholds: GateConfig = SHIPPED,
 ) -> ArtifactRef:
     measured = [Gate(name, 1.0, 0.5, name != failing, "d") for name in REQUIRED_GATES[ref.name] if name != lacking]
-    return record_evidence(store, ref, gates or measured, thresholds, "run")
+    return record_evidence(store, ref, gates or measured, thresholds, "run", store.root.parent)
 
 
 def release_of(store: DvcStore, work: Path, refs: Refs, *, note: str, mode: str = "ema", leave_out: str = "") -> ArtifactRef:
