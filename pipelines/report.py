@@ -26,6 +26,7 @@ from pipelines.chain_run import Outcome, run_chain
 
 def run_and_report(settings: Settings, workspace: Workspace) -> tuple[Outcome, Path | None]:
     """Run the chain and write `<home>/reports/<n>/`. An interrupted run, or one that made nothing, gets no report."""
+    source = commit()  # of what runs: the tree may move on meanwhile
     with dg.DagsterInstance.get() as instance:
         outcome = run_chain(settings, instance)
     if outcome.artifacts and len(outcome.reused) == len(outcome.artifacts):
@@ -35,7 +36,7 @@ def run_and_report(settings: Settings, workspace: Workspace) -> tuple[Outcome, P
     store = workspace.store
     folders = {name: store.get(ref) for name, ref in outcome.artifacts.items()}  # reads every byte: part of the run's time
     versions = {name: store.version(ref.digest) for name, ref in outcome.artifacts.items()}
-    release, source = _release(workspace, outcome), commit()
+    release = _release(workspace, outcome)
     wall_s = time.time() - psutil.Process().create_time()  # with the libraries' imports; writing the page adds less than a second
     _, page = write_report(
         workspace.reports / str(1 + max(_numbers(workspace), default=0)),
