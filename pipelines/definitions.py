@@ -18,14 +18,35 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 from assets.chain import STAGES  # noqa: E402
 from assets.checks import gate_checks  # noqa: E402
 from assets.settings import Settings  # noqa: E402
+from assets.sources import ROOT  # noqa: E402
 from models.errors import ConfigError  # noqa: E402
+from models.mini.acceptance import ACCEPTANCE  # noqa: E402
+from models.mini.measures import MEASURES  # noqa: E402
+from models.taxonomy import Taxonomy  # noqa: E402
 from pipelines import automation, jobs, schedules, sensors  # noqa: E402
 from pipelines.config import load_settings  # noqa: E402
 from pipelines.terminal import terminal_logger  # noqa: E402
 
 
+def _check_measures(taxonomy: Taxonomy) -> None:
+    """A measure that is not there would be missed by the evaluation alone, hours after the run began."""
+    for dimension in taxonomy.dimensions:
+        for field, name, known in (
+            ("labelled_by", dimension.labelled_by, MEASURES),
+            ("accepted_by", dimension.accepted_by, ACCEPTANCE),
+        ):
+            if name not in known:
+                raise ConfigError(
+                    f"Dimension {dimension.name!r} of the taxonomy is {field} the unknown {name!r}.", f"Use one of {', '.join(known)}."
+                )
+
+
 def definitions(settings: Settings) -> dg.Definitions:
-    """Everything Dagster knows of this code location. Raises ConfigError for a preset section that is no stage."""
+    """Everything Dagster knows of this code location.
+
+    Raises ConfigError for a preset section that is no stage, and for a taxonomy that names a measure which is not there.
+    """
+    _check_measures(Taxonomy.load(ROOT / settings.taxonomy if settings.taxonomy else None))
     if unknown := set(settings.stages) - {stage.name for stage in STAGES}:
         raise ConfigError(
             f"Preset {settings.preset!r} has sections that are no stage: {', '.join(sorted(unknown))}.",

@@ -90,6 +90,17 @@ def test_the_heavy_ones_wait_for_the_gpu() -> None:
     }
 
 
+@pytest.mark.parametrize(("field", "known"), [("labelled_by", "edge_agreement"), ("accepted_by", "ssim_agreement")])
+def test_a_measure_that_is_not_there_is_known_before_anything_runs(tmp_path: Path, field: str, known: str) -> None:
+    shipped = ROOT / "models" / "taxonomy" / "taxonomy.yaml"
+    assert f"{field}: {known}" in shipped.read_text()
+    (tmp_path / "taxonomy.yaml").write_text(shipped.read_text().replace(f"{field}: {known}", f"{field}: {known}s"))
+    path = tmp_path / "own.yaml"
+    path.write_text(f"extends: mini\ntaxonomy: {tmp_path / 'taxonomy.yaml'}\n")
+    with pytest.raises(ConfigError, match=rf"{field} the unknown '{known}s'.* Use one of .*{known}"):
+        definitions(load_settings(str(path)))
+
+
 def test_gates_block_and_automation_respects_them() -> None:
     graph = defs.resolve_asset_graph()
     blocking = {key.asset_key.to_user_string() for key in graph.asset_check_keys if graph.get(key).blocking}
