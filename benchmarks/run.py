@@ -22,8 +22,9 @@ from typing import Any
 
 import yaml
 
+from infra.workspace import Workspace
 from pipelines.config import DEFAULT, load_settings, preset_path
-from pipelines.report import commit
+from pipelines.report import commit, find_report
 
 ROOT = Path(__file__).parents[1]
 DRAWS = ("source_images", "curated_dataset", "candidates", "preferences", "reward_model", "policy", "evaluation")
@@ -43,16 +44,20 @@ KEPT = (
 )
 
 
+def write_seeded(preset: str, seed: int, path: Path) -> None:
+    """Write a preset that extends another, with that seed in every stage that draws."""
+    path.write_text(yaml.safe_dump({"extends": str(preset_path(preset).resolve()), **{stage: {"seed": seed} for stage in DRAWS}}))
+
+
 def run_seed(preset: str, seed: int) -> dict[str, Any]:
     """One chain in a home of its own; its report's figures. Raises CalledProcessError when it fails (a refusal is no failure)."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         seeded = home / "preset.yaml"
-        extended = str(preset_path(preset).resolve())
-        seeded.write_text(yaml.safe_dump({"extends": extended, **{stage: {"seed": seed} for stage in DRAWS}}))
+        write_seeded(preset, seed, seeded)
         command = [sys.executable, "-m", "pipelines.cli", "run", "--preset", str(seeded), "--home", str(home)]
         subprocess.run(command, cwd=ROOT, check=True)
-        report = json.loads((home / "reports" / "1" / "report.json").read_text())
+        report = json.loads((find_report(Workspace(home), None) / "report.json").read_text())
     return {"seed": seed, **{key: report.get(key) for key in KEPT}}
 
 
