@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from infra.disk import writing
 from infra.stores.base import ArtifactStore
 from infra.stores.dvc import DvcStore
 from models.errors import ConfigError
@@ -21,6 +22,7 @@ from models.errors import ConfigError
 HOME_VARIABLE = "ONEREWARD_HOME"
 LABELS_VARIABLE = "ONEREWARD_LABELS_URL"  # e.g. postgresql+psycopg2://...
 DEFAULT_HOME = ".onereward"
+REMEDY = f"Set {HOME_VARIABLE} to a folder that may be written to."
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # safe as a folder name
 
 # One run and one pool-tagged op at a time: the heavy stages share one accelerator, or two cores. Retries are off because a
@@ -46,7 +48,7 @@ concurrency:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The paths and stores under a home. Folders are made when first asked for."""
+    """The paths and stores under a home. Folders are made when first asked for: ConfigError or DiskFull where that cannot be."""
 
     home: Path
 
@@ -54,8 +56,9 @@ class Workspace:
     def from_env(cls, home: Path | None = None) -> Workspace:
         """The workspace at `home`, else at ONEREWARD_HOME, else at .onereward. Raises ConfigError when a file is in its place."""
         path = (home or Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME)).expanduser().resolve()
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"The home {path} is not a folder.", f"Remove the file or set {HOME_VARIABLE} to a folder.")
+        with writing(path, REMEDY):  # a folder above it may be closed
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"The home {path} is not a folder.", f"Remove the file or set {HOME_VARIABLE} to a folder.")
         return cls(path)
 
     @cached_property
@@ -78,7 +81,8 @@ class Workspace:
         folder = _made(self.home / "dagster")
         config = folder / "dagster.yaml"
         if not config.exists():
-            config.write_text(DAGSTER_YAML)
+            with writing(config, REMEDY):
+                config.write_text(DAGSTER_YAML)
         return folder
 
     @property
@@ -94,5 +98,6 @@ class Workspace:
 
 
 def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, REMEDY):
+        folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -52,8 +52,9 @@ def edit(
 
     Raises BadImage, BadMask, UnknownTask, ConfigError (neither a prompt nor a task that has one), MissingWeights, BrokenWeights.
     """
-    if prompt is None and task is not None:
-        prompt = (taxonomy or Taxonomy.load()).task(task).fixed_prompt
+    if task is not None:
+        fixed = (taxonomy or Taxonomy.load()).task(task).fixed_prompt
+        prompt = fixed if prompt is None else prompt
     if prompt is None:
         raise ConfigError("There is no prompt.", "Give --prompt, or a --task that has a fixed one.")
     source = read_image(image, image.name).convert("RGB")
@@ -77,3 +78,9 @@ def edit(
         return_dict=False,
     )[0][0]
     return to_pil(paste(to_tensor(source), to_tensor(made.resize(source.size)), to_mask(drawn)))
+
+
+def check_picture_name(path: Path) -> None:
+    """Raises ConfigError for a file name whose ending names no format that Pillow writes."""
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ConfigError(f"{path.name!r} does not say in which format to write the picture.", "Name it .png, .jpg or .webp.")

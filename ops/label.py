@@ -28,6 +28,7 @@ import pydantic
 from matplotlib.figure import Figure
 from PIL import Image
 
+from infra.disk import replacing
 from infra.labels import LabelStore
 from infra.progress import Progress
 from models.config import OpConfig
@@ -317,12 +318,15 @@ def _imported(where: str, text: str, conditions: dict[str, Condition], known: di
 
 
 def export_labels(path: Path, labels: LabelStore, candidates_digest: str) -> int:
-    """Write every label for these candidates in the form `import_labels` reads; return the number of lines."""
+    """Write every label for these candidates in the form `import_labels` reads; return the number of lines.
+
+    The file is there whole or as it was. Raises ConfigError for a place that cannot be written to, DiskFull.
+    """
     lines: dict[tuple[str, str, tuple[str, ...]], dict[str, Any]] = defaultdict(dict)
     for row in labels.rows(candidates_digest):
         answer = {"tie": True} if row.tie else {"best": row.best, "worst": row.worst}
         lines[row.condition_id, row.annotator, tuple(row.shown)][row.dimension] = answer
-    with path.open("w", encoding="utf-8") as file:
+    with replacing(path) as draft, draft.open("w", encoding="utf-8") as file:
         for (condition_id, annotator, shown), answers in sorted(lines.items()):
             file.write(json.dumps({"condition_id": condition_id, "annotator": annotator, "shown": shown, "labels": answers}) + "\n")
     return len(lines)

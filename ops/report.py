@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra.disk import writing
 from infra.stores.base import Version
 from models.taxonomy import Taxonomy
 from ops.folders import read_metrics
@@ -53,18 +54,22 @@ def write_report(
 
     Args:
         folders, versions: by artifact name, everything this run made or reused; fewer where the chain stopped.
+
+    Raises DiskFull, ConfigError where `out` cannot be written.
     """
     metrics = {name: read_metrics(folder) for name, folder in folders.items()}
     facts = _without_infinities(_facts(metrics, versions, run))
+    page = render_page(facts, metrics, folders, taxonomy)
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed here
-    draft.mkdir(parents=True)
     try:
-        (draft / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
-        _copy_records(draft, folders)
-        (draft / "report.html").write_text(render_page(facts, metrics, folders, taxonomy), encoding="utf-8")
-        shutil.rmtree(out, ignore_errors=True)
-        draft.replace(out)
+        with writing(out):
+            draft.mkdir(parents=True)
+            (draft / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
+            _copy_records(draft, folders)
+            (draft / "report.html").write_text(page, encoding="utf-8")
+            shutil.rmtree(out, ignore_errors=True)
+            draft.replace(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return out / "report.json", out / "report.html"

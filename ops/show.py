@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from infra.disk import writing
 from models.errors import ConfigError
 from models.images import paste, to_mask, to_pil, to_tensor
 from models.records import Candidate, Condition, read_rows
@@ -31,7 +32,7 @@ CELL = 256  # ours: small pictures are shown at this many pixels, larger ones as
 def show_candidates(curated: Path, candidates: Path, out: Path, taxonomy: Taxonomy) -> int:
     """Write the sheets and the questions into the folder `out`, which is there whole or not at all; the number of requests.
 
-    Raises ConfigError for a folder that holds something already.
+    Raises ConfigError for a folder that holds something already or cannot be made.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty.", "Name another folder.")
@@ -42,7 +43,8 @@ def show_candidates(curated: Path, candidates: Path, out: Path, taxonomy: Taxono
     questions = []
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    with writing(out):
+        draft.mkdir(parents=True)
     try:
         for condition in read_rows(curated / "conditions.jsonl", Condition):
             if condition.id not in answers:

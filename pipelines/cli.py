@@ -119,19 +119,18 @@ def edit(
 
     settings, workspace = enter(preset, home)
     from assets.sources import ROOT
+    from infra.disk import replacing
     from models.taxonomy import Taxonomy
-    from ops.edit import EditConfig
+    from ops.edit import EditConfig, check_picture_name
     from ops.edit import edit as edit_picture
     from pipelines.versions import editor
 
-    base, policy = editor(settings, workspace, source)
     config = EditConfig(seed=seed, **({"steps": steps} if steps else {}))
     taxonomy = Taxonomy.load(ROOT / settings.taxonomy if settings.taxonomy else None)
-    picture = edit_picture(config, base, image, mask, policy=policy, prompt=prompt, task=task, taxonomy=taxonomy)
-    try:
-        picture.save(out)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{out} cannot be written: {error}.", "Name a file such as edited.png in a folder that exists.") from error
+    check_picture_name(out)
+    with replacing(out) as draft:  # a place that cannot be written to is known before the sampling
+        base, policy = editor(settings, workspace, source)
+        edit_picture(config, base, image, mask, policy=policy, prompt=prompt, task=task, taxonomy=taxonomy).save(draft)
     print(out)
 
 
@@ -207,11 +206,13 @@ def pretrain_mini_command(
     start: Annotated[Path | None, typer.Option(help="Folder of an earlier base to go on from; random weights without one.")] = None,
 ) -> None:
     """Train the mini preset's base weights (they are shipped; this is their recipe)."""
+    from infra.disk import writing
     from infra.progress import Progress
     from models.taxonomy import Taxonomy
     from ops.pretrain_mini import FURTHER, PretrainConfig, pretrain_mini, resumable
 
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     if not resumable(out):
         raise ConfigError(f"{out} is not empty and not of an interrupted run.", "Name another folder with --out, or move this one away.")
     pretrain_mini(FURTHER if start else PretrainConfig(), out, Progress(print), Taxonomy.load(), start)

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from infra.stores.base import ArtifactRef, Version
-from models.errors import UnknownVersion
+from models.errors import DiskFull, UnknownVersion
 from models.masks import make_mask
 from models.mini.scenes import render_scene
 from models.records import Condition, write_rows
@@ -311,12 +312,20 @@ def test_what_is_not_finite_becomes_null_and_text_is_escaped(folders: dict[str, 
 
 def test_a_report_that_is_cut_leaves_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
     given = {"versions": _versions(folders), "run": _run(), "taxonomy": TAXONOMY}
-    cut = {**folders, "evaluation": tmp_path / "cut"}  # the page, written last, cannot be drawn without its pictures
+    cut = {**folders, "evaluation": tmp_path / "cut"}  # the page cannot be drawn without its pictures
     cut["evaluation"].mkdir()
     (cut["evaluation"] / "metrics.json").write_text((folders["evaluation"] / "metrics.json").read_text())
     (cut["evaluation"] / "items.jsonl").write_text((folders["evaluation"] / "items.jsonl").read_text())
     with pytest.raises(UnknownVersion):
         write_report(tmp_path / "reports" / "1", folders=cut, **given)
+    assert not (tmp_path / "reports").exists()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(DiskFull, match="reports/1"):
+            write_report(tmp_path / "reports" / "1", folders=folders, **given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "reports").iterdir()) == []
     write_report(tmp_path / "reports" / "1", folders=folders, **given)
     assert [path.name for path in (tmp_path / "reports").iterdir()] == ["1"]

@@ -53,6 +53,13 @@ def test_help_names_every_command(onereward: Command) -> None:
         (("edit", "image.png", "mask.png", "--prompt", "x"), "No release is in production"),
         (("edit", "image.png", "mask.png", "--from", "base"), "no prompt"),
         (("edit", "image.png", "mask.png", "--from", "base", "--task", "paint"), "'paint'"),
+        (("edit", "image.png", "mask.png", "--from", "base", "--task", "paint", "--prompt", "x"), "'paint'"),
+        (("edit", "image.png", "mask.png", "--prompt", "x", "--out", "nowhere/out.png"), "nowhere/out.png"),
+        (("edit", "image.png", "mask.png", "--prompt", "x", "--out", "out.docx"), "'out.docx'"),
+        (("edit", "image.png", "mask.png", "--prompt", "x", "--out", "."), "does not say in which format"),
+        (("run", "--home", "/proc/home"), "/proc/home"),
+        (("doctor", "--home", f"{__file__}/home"), "/home/dagster"),
+        (("pretrain-mini", "--out", __file__), __file__),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(
@@ -172,6 +179,11 @@ def test_what_is_shown_is_filled_in_imported_and_exported(onereward: Command, ca
     assert onereward("labels", "import", str(file))[:2] == (0, "0 labels new or changed\n")
     assert onereward("labels", "export", str(out))[0] == 0
     assert json.loads(out.read_text()) == label
+    for wrong in (tmp_path / "nowhere" / "out.jsonl", tmp_path, file / "out.jsonl"):
+        code, _, err = onereward("labels", "export", str(wrong))
+        assert code == 1 and str(wrong) in err and err.count("\n") == 1
+    code, _, err = onereward("labels", "show", str(file / "shown"))
+    assert code == 1 and str(file / "shown") in err and err.count("\n") == 1
     file.write_text(json.dumps({**label, "shown": ["c1.1", "c1.9"]}) + "\n")
     code, _, err = onereward("labels", "import", str(file))
     assert code == 1 and "'c1.9'" in err
