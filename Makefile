@@ -27,8 +27,9 @@ lint: .venv/.ready-$(EXTRAS)
 bench: .venv/.ready-$(EXTRAS)
 	$(BIN)/python -m benchmarks.run
 
+# The home stays: it holds people's labels and what is in production.
 clean:
-	rm -rf .venv .onereward build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 .venv/.ready-$(EXTRAS): pyproject.toml
 	@echo "Setting up .venv with [$(EXTRAS)]: some minutes, 2 GB. torch first, then the rest."
