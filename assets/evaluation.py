@@ -35,7 +35,6 @@ def _reader(work: Work) -> dict[str, str]:
     group="proof",
     kinds={"pytorch", "huggingface"},
     models=("flux", "judge"),
-    libraries=("scikit-image", "rapidocr"),  # what win rates are measured with
     gpu=True,
     libraries=("pillow", "scikit-image", "scipy", "rapidocr", "matplotlib"),  # measures, intervals, the reader's network, the signs' font
     depends=_reader,
