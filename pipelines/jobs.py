@@ -38,7 +38,7 @@ def purgeable(instance: dg.DagsterInstance, before: float) -> list[str]:
 
     Automation asks for the verdict, and a check may have been run again without its asset.
     """
-    kept = set()
+    kept: set[str | None] = set()
     for stage in STAGES:
         key = dg.AssetKey(stage.name)
         for partition in stage.modes or (None,):
