@@ -32,5 +32,5 @@ def save_picture(out: Path, name: str, picture: Figure | Image.Image) -> Path:
     if isinstance(picture, Figure):
         picture.savefig(path, dpi=80, bbox_inches="tight", metadata={"Software": None})
     else:
-        picture.save(path, optimize=True)
+        picture.save(path)
     return path
