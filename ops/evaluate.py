@@ -134,8 +134,10 @@ def evaluate(
             policy=name,
             policy_digest=digests[name],
             judge_digest=judge_digest,
-            measures=_measures(partial(accept, prompt=job.condition.prompt), "accepted_by", job, edits[job.key(name)], shards, taxonomy),
-            annotator_measures=_measures(measure, "labelled_by", job, edits[job.key(name)], shards, taxonomy),
+            measures=_measures(measure, "labelled_by", job, edits[job.key(name)], shards, taxonomy),
+            acceptance_measures=_measures(
+                partial(accept, prompt=job.condition.prompt), "accepted_by", job, edits[job.key(name)], shards, taxonomy
+            ),
             judge=opinions.get(job.key(name), {}),
             preservation_psnr=psnr[job.key(name)],
         )

@@ -50,6 +50,12 @@ class GateConfig(OpConfig):
     min_task_lo: float = pydantic.Field(
         0.30, ge=0, le=1, description="Lower bound of every single task's win rate: no task may collapse (ours)."
     )
+    min_acceptance_lo: float = pydantic.Field(
+        0.45,
+        ge=0,
+        le=1,
+        description="Lower bound of the mean win rate by measures with which nobody labelled: no step back by a second opinion (ours).",
+    )
     min_production_lo: float = pydantic.Field(
         0.40, ge=0, le=1, description="Lower bound of the mean win rate against production, where there is one: no step back (ours)."
     )
@@ -125,6 +131,7 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
         "evaluation_preserved",
         "hacked_cells",
         "sealed_judge_accuracy",
+        "acceptance_lo",
         "not_below_production",
     ),
     "onnx": ("onnx_valid", "onnx_error"),
@@ -146,6 +153,7 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
         "max_psnr_drop",
         "max_hacked_cells",
         "min_judge_accuracy",
+        "min_acceptance_lo",
         "min_production_lo",
     ),
     "onnx": ("max_onnx_error",),

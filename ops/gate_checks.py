@@ -122,6 +122,12 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
             config.min_judge_accuracy,
             f"mean over cells, {judge.get('n', 0)} sealed test pairs",
         ),
+        _at_least(
+            "acceptance_lo",
+            _number(policy, "acceptance_mean_lo"),
+            config.min_acceptance_lo,
+            f"lower bound of the mean win rate by the acceptance measures {of_mode}",
+        ),
         _not_below_production(metrics, mode, config),
     ]
 

@@ -3,9 +3,9 @@
     items = read_items(folder / "items.jsonl")
     recompute(items, Taxonomy.load(), split="test", choose_split="validation", tie_tolerance=0.02)
 
-`win_rate` is by ground truth on procedural scenes, ties half: by the acceptance measures, which the scripted annotator does not
-use; `annotator_win_rate` is by the annotator's own (docs/measures.md). Measures differ in scale by orders of magnitude, so two of
-them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the unweighted mean over its
+`win_rate` is by ground truth on procedural scenes, ties half: by the measures that the scripted annotator ranks with.
+`acceptance_win_rate` is by measures of other formulas, with which nobody labelled (docs/measures.md).
+Measures differ in scale by orders of magnitude, so two of them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the unweighted mean over its
 dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better), averaged over both
 orders, is above one half. Photographs have no ground truth and are reported apart; `not_evaluated` names the tasks of which
 no condition was tested. Intervals: bootstrap over origins, the photographs and scenes that source images are cut from.
@@ -42,8 +42,8 @@ class Item(TypedDict):
     policy: str  # "base", a reference mode, or "production"
     policy_digest: str
     judge_digest: str
-    measures: dict[str, float]  # dimension -> acceptance measure, higher is better; empty where there is no ground truth
-    annotator_measures: dict[str, float]  # dimension -> what the scripted annotator ranks by; the same keys
+    measures: dict[str, float]  # dimension -> the annotator's measure, higher is better; empty where there is no ground truth
+    acceptance_measures: dict[str, float]  # dimension -> acceptance measure, higher is better; the same keys
     judge: dict[str, dict[str, list[float]]]  # opponent -> dimension -> [P(Yes | this, opponent), P(Yes | opponent, this)]
     preservation_psnr: float  # dB outside the mask, raw output against the source
 
@@ -56,7 +56,7 @@ class _Duel(NamedTuple):
     origin: str
     key: tuple[str, int]
     truth: float | None  # 1, 1/2 or 0
-    annotator: float | None  # the same, by the scripted annotator's own measure
+    acceptance: float | None  # the same, by the acceptance measure
     judge: float
 
 
@@ -81,12 +81,12 @@ def duels(items: Sequence[Item], policy: str, opponent: str, tie_tolerance: floa
         other = theirs[key]
         for dimension, (forward, backward) in item["judge"][opponent].items():
             known = item["kind"] == SCENE and dimension in item["measures"]
-            truth, annotator = (
+            truth, acceptance = (
                 _won(item[family][dimension], other[family][dimension], tie_tolerance) if known else None
-                for family in ("measures", "annotator_measures")
+                for family in ("measures", "acceptance_measures")
             )
             preferred = outcome((forward + 1 - backward) / 2 - 0.5)
-            found.append(_Duel(item["task"], dimension, item["origin"], key, truth, annotator, preferred))
+            found.append(_Duel(item["task"], dimension, item["origin"], key, truth, acceptance, preferred))
     return found
 
 
@@ -163,14 +163,16 @@ def _summary(
     rows = [duel for duel in fought if duel.truth is not None]
     decided = [duel for duel in rows if duel.truth != 0.5]
     mean = _estimate(rows, "truth", confidence, resamples) if rows else None
-    annotator = [duel.annotator for duel in rows if duel.annotator is not None]
+    accepted = _estimate(rows, "acceptance", confidence, resamples) if rows else None
     return {
         "n": _pairs(rows),
         "conditions": len({condition for condition, _ in (duel.key for duel in rows)}),
         "mean_win_rate": mean.mean if mean else None,
         "mean_lo": mean.lo if mean else None,
         "mean_hi": mean.hi if mean else None,
-        "annotator_mean_win_rate": nested_mean(annotator, _levels(rows)) if rows else None,
+        "acceptance_mean_win_rate": accepted.mean if accepted else None,
+        "acceptance_mean_lo": accepted.lo if accepted else None,
+        "acceptance_mean_hi": accepted.hi if accepted else None,
         "judge_mean_win_rate": nested_mean([duel.judge for duel in rows], _levels(rows)) if rows else None,
         "judge_agreement": nested_mean([d.truth == d.judge for d in decided], _levels(decided)) if decided else None,
         "preservation_psnr": _mean_psnr(items, mode),
@@ -201,7 +203,7 @@ def _cell_row(rows: Sequence[_Duel], cell: tuple[str, str], confidence: float, r
     if not here:
         return None
     rate = _estimate(here, "truth", confidence, resamples)
-    others = {f"{by}_win_rate": sum(getattr(duel, by) for duel in here) / len(here) for by in ("annotator", "judge")}
+    others = {f"{by}_win_rate": sum(getattr(duel, by) for duel in here) / len(here) for by in ("acceptance", "judge")}
     return {"task": cell[0], "dimension": cell[1], "n": rate.n, "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi, **others}
 
 

@@ -33,8 +33,8 @@ class _Entry(pydantic.BaseModel):
 class Dimension(_Entry):
     """One quality axis; `weight` scales its J_e.
 
-    On procedural scenes the scripted annotator ranks by the measure `labelled_by` (models/mini/measures.py), and win rates are
-    counted with `accepted_by` (models/mini/acceptance.py).
+    On procedural scenes the scripted annotator ranks and win rates are counted by the measure `labelled_by`
+    (models/mini/measures.py); `accepted_by` (models/mini/acceptance.py) is the second opinion.
     """
 
     name: str

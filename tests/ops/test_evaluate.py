@@ -173,10 +173,10 @@ def test_records_follow_from_the_stored_edits(world: dict[str, Path], result: tu
         source, mask = to_tensor(curated[f"{item['condition_id']}.image"]), to_mask(curated[f"{item['condition_id']}.mask"])
         assert torch.equal(edit * (1 - mask), source * (1 - mask))  # pasted into the source
         scored = (edit, to_tensor(curated[f"{item['condition_id']}.target"]), mask, truths[item["condition_id"]])
-        assert set(item["measures"]) == set(item["annotator_measures"]) == set(TAXONOMY.task(item["task"]).dimensions)
+        assert set(item["measures"]) == set(item["acceptance_measures"]) == set(TAXONOMY.task(item["task"]).dimensions)
         for name, value in item["measures"].items():
-            assert accept(TAXONOMY.dimension(name).accepted_by, *scored, item["prompt"]) == value
-            assert measure(TAXONOMY.dimension(name).labelled_by, *scored) == item["annotator_measures"][name]
+            assert measure(TAXONOMY.dimension(name).labelled_by, *scored) == value
+            assert accept(TAXONOMY.dimension(name).accepted_by, *scored, item["prompt"]) == item["acceptance_measures"][name]
 
 
 def test_everyone_gets_the_same_conditions_and_seeds(result: tuple[Path, dict[str, Any]]) -> None:
@@ -288,7 +288,7 @@ def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: 
         policy_digest="",
         judge_digest="",
         measures={"removal_quality": value} if kind == "scene" else {},
-        annotator_measures={"removal_quality": -value} if kind == "scene" else {},
+        acceptance_measures={"removal_quality": -value} if kind == "scene" else {},
         judge={} if policy == "base" else {"base": {"removal_quality": list(p)}},
         preservation_psnr=30.0,
     )
@@ -297,17 +297,17 @@ def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: 
 def test_win_rate_by_hand() -> None:
     """One win, one loss, two ties within two percent; the judge is right once, biased to the first once, wrong twice.
 
-    The annotator's own measure is turned round, and finds a tie where a win was by less than two percent of it.
+    The acceptance measure is turned round, and finds a tie where a win was by less than two percent of it.
     """
     items = [_item("base", name, -0.1) for name in "abcd"]
     items += [_item("ema", "a", -0.05, p=(0.9, 0.2)), _item("ema", "b", -0.2, p=(0.9, 0.8)), _item("ema", "c", -0.1015, p=(0.3, 0.9))]
     items += [_item("ema", "d", -0.0985, p=(0.3, 0.9))]
-    items[-1]["annotator_measures"] = {"removal_quality": 0.2}
+    items[-1]["acceptance_measures"] = {"removal_quality": 0.2}
     figures = recompute(items, TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02, resamples=200)
     ema = figures["policy"]["ema"]
     assert ema["mean_win_rate"] == ema["cells"][0]["win_rate"] == 0.5
     assert ema["cells"][0]["judge_win_rate"] == 0.5
-    assert ema["annotator_mean_win_rate"] == ema["cells"][0]["annotator_win_rate"] == 0.625  # a loss, a win, a tie and a win
+    assert ema["acceptance_mean_win_rate"] == ema["cells"][0]["acceptance_win_rate"] == 0.625  # a loss, a win, a tie and a win
     assert ema["judge_agreement"] == 0.5
     assert figures["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
     assert [(row["task"], row["n"], row["win_rate"]) for row in ema["tasks"][3:]] == [("extend_free", 0, None), ("remove", 4, 0.5)]

@@ -108,7 +108,7 @@ def _evaluation(folder: Path, curated: Path, rng: np.random.Generator) -> None:
                         policy_digest="",
                         judge_digest="",
                         measures=measures,
-                        annotator_measures=measures,
+                        acceptance_measures=measures,
                         judge=opinions,
                         preservation_psnr=30 + blur / 10,
                     )
