@@ -48,6 +48,8 @@ from ops.promote import RELEASE, STAGES
 
 OWNER = "team:editing"
 GPU_POOL = "gpu"
+DATA_VERSION = "dagster/data_version"  # Dagster's tag of a materialization
+Events = Iterator[dg.MaterializeResult | dg.AssetMaterialization]
 LIBRARIES = ("numpy", "torch", "diffusers", "transformers", "peft")  # where draws and numbers come from besides our own code
 
 
@@ -68,6 +70,11 @@ class Work:
     run_id: str
     mode: str | None = None  # the partition, for `policy`
     pin: Callable[[str], ArtifactRef | None] = lambda stage: None  # the release a stage pointed to when the run began
+
+    @property
+    def artifact(self) -> str:
+        """Name under which the store keeps what is made."""
+        return f"{self.stage.name}-{self.mode}" if self.mode else self.stage.name
 
     @cached_property
     def inputs(self) -> dict[str, Path]:
@@ -146,14 +153,11 @@ class Stage:
     def build(self, settings: Settings) -> dg.AssetsDefinition:
         """The Dagster asset of this stage under a preset."""
 
-        def compute(context: dg.AssetExecutionContext, config: Any) -> dg.MaterializeResult:
-            return _materialize(self, settings, context, self.config(**{name: getattr(config, name) for name in self.config.model_fields}))
+        def compute(context: dg.AssetExecutionContext, config: Any) -> Events:
+            chosen = self.config(**{name: getattr(config, name) for name in self.config.model_fields})
+            yield from _materialize(self, settings, context, chosen)
 
-        compute.__annotations__ = {
-            "context": dg.AssetExecutionContext,
-            "config": self.run_config(settings),
-            "return": dg.MaterializeResult,
-        }
+        compute.__annotations__ = {"context": dg.AssetExecutionContext, "config": self.run_config(settings), "return": Events}
         return dg.asset(
             name=self.name,
             deps=[dg.AssetKey(parent) for parent in self.parents],
@@ -222,7 +226,7 @@ def make(work: Work) -> Made:
 
     Raises DiskFull when the op meets a full disk, InputsChanged when its key is another one afterwards, and whatever the op raises.
     """
-    name = f"{work.stage.name}-{work.mode}" if work.mode else work.stage.name
+    name = work.artifact
     if work.stage.uses and (release := work.stage.uses(work)):
         work = replace(work, refs={**work.refs, release.name: release})
     if work.stage.standing and (ref := work.stage.standing(work)):
@@ -266,7 +270,7 @@ def make(work: Work) -> Made:
     return Made(version, work.store.get(ref), reused=False, seconds=seconds)
 
 
-def _materialize(stage: Stage, settings: Settings, context: dg.AssetExecutionContext, config: OpConfig) -> dg.MaterializeResult:
+def _materialize(stage: Stage, settings: Settings, context: dg.AssetExecutionContext, config: OpConfig) -> Events:
     """Run a stage for Dagster: parents from this run's or the latest materializations, progress to the run's log."""
     torch.set_num_threads(settings.threads)
     workspace = Workspace.from_env()
@@ -284,31 +288,32 @@ def _materialize(stage: Stage, settings: Settings, context: dg.AssetExecutionCon
         run_id=context.run_id,
         pin=pinned(context, workspace.store).get,
     )
-    if not stage.modes:
-        made = make(work)
-        finished = stage.finish(work, made) if stage.finish else {}
-        return dg.MaterializeResult(
-            metadata={**_metadata(stage.name, made), **finished}, data_version=dg.DataVersion(made.version.ref.digest)
-        )
-    partitioned = context.has_partition_key or context.has_partition_key_range
-    modes = context.partition_keys if partitioned else stage.modes
-    results = {mode: make(replace(work, mode=mode)) for mode in modes}
-    metadata = {mode: _metadata(f"{stage.name}-{mode}", made) for mode, made in results.items()}
-    if partitioned:
-        for mode in modes:
-            context.add_asset_metadata(metadata[mode], partition_key=mode)
-    else:
-        for mode in modes:  # a run without partitions still fills them: one event each
-            context.log_event(dg.AssetMaterialization(stage.name, partition=mode, metadata=metadata[mode]))
-    digests = [made.version.ref.digest for made in results.values()]
-    combined = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    return dg.MaterializeResult(
-        metadata=artifacts_metadata({f"{stage.name}-{mode}": made.version.ref for mode, made in results.items()}),
-        data_version=dg.DataVersion(combined),
-    )
+    if stage.modes and not context.has_partition_key:
+        yield from _materialize_modes(work, context)
+        return
+    if stage.modes:
+        work = replace(work, mode=context.partition_key)
+    made = make(work)
+    finished = stage.finish(work, made) if stage.finish else {}
+    yield dg.MaterializeResult(metadata={**_metadata(work, made), **finished}, data_version=dg.DataVersion(made.version.ref.digest))
 
 
-def _metadata(name: str, made: Made) -> dict[str, Any]:
+def _materialize_modes(work: Work, context: dg.AssetExecutionContext) -> Events:
+    """Several partitions in one step. Dagster gives them one data version, so each gets an event of its own after that, with its digest."""
+    name, modes = work.stage.name, context.partition_keys if context.has_partition_key_range else work.stage.modes
+    works = [replace(work, mode=mode) for mode in modes]
+    results = [make(each) for each in works]
+    refs = [made.version.ref for made in results]
+    combined = hashlib.sha256("".join(ref.digest for ref in refs).encode()).hexdigest()
+    yield dg.MaterializeResult(metadata=artifacts_metadata({ref.name: ref for ref in refs}), data_version=dg.DataVersion(combined))
+    common = context.instance.fetch_materializations(dg.AssetKey(name), limit=1).records[0].asset_materialization
+    for each, made in zip(works, results, strict=True):
+        tags = {**(common.tags or {}), DATA_VERSION: made.version.ref.digest} if common else {}
+        yield dg.AssetMaterialization(name, partition=each.mode, metadata=_metadata(each, made), tags=tags)
+
+
+def _metadata(work: Work, made: Made) -> dict[str, Any]:
+    name = work.artifact
     return {
         **artifacts_metadata({name: made.version.ref}),
         "name": name,

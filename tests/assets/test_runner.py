@@ -55,6 +55,11 @@ def _number(work: Work) -> dict[str, Any]:
     return metrics
 
 
+def _number_and_mode(work: Work) -> dict[str, Any]:
+    (work.out / "mode.txt").write_text(str(work.mode))
+    return _number(work)
+
+
 def _save_on_a_full_disk(folder: Path) -> None:
     """Safetensors stops with an error class of its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -255,12 +260,18 @@ def test_modes_are_artifacts_of_their_own_with_or_without_partitions(workspace: 
 
 def test_a_range_of_modes_gives_each_partition_its_own_figures(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     tags = {"dagster/asset_partition_range_start": "left", "dagster/asset_partition_range_end": "right"}
-    dg.materialize([MODES.build(settings())], instance=instance, tags=tags)
-    records = instance.fetch_materializations(dg.AssetKey("modes"), limit=5).records
-    assert {record.partition_key: record.asset_materialization.metadata["name"].value for record in records} == {
-        "left": "modes-left",
-        "right": "modes-right",
-    }
+    two = replace(MODES, work=_number_and_mode)
+    dg.materialize([two.build(settings())], instance=instance, tags=tags)
+    digests = set()
+    for mode in MODES.modes:
+        wanted = dg.AssetRecordsFilter(dg.AssetKey("modes"), asset_partitions=[mode])
+        event = instance.fetch_materializations(wanted, limit=1).records[0].asset_materialization
+        assert event is not None and event.tags is not None
+        ref = artifacts_of(event)[f"modes-{mode}"]
+        assert event.metadata["name"].value == ref.name and (workspace.store.get(ref) / "mode.txt").read_text() == mode
+        assert event.tags["dagster/data_version"] == ref.digest and event.tags["dagster/code_version"]
+        digests.add(ref.digest)
+    assert len(digests) == 2
 
 
 def test_a_refused_mode_is_left_out(workspace: Workspace, instance: dg.DagsterInstance) -> None:
