@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 
+from assets.chain import POLICY
+from assets.refs import materialised
 from infra.workspace import Workspace
 from ops.gate import evidence_for
+from ops.train_policy import TrainPolicyConfig, train_policy
 from pipelines.config import load_settings
 from pipelines.definitions import definitions
+from pipelines.jobs import ALL_MODES
+from tests.pipelines.conftest import Finished
+from tests.pipelines.test_interruptions import opened
 
+BELOW_POLICY = {"evaluation", "onnx", "engine", "release"}
 ROWS = {"source_images": {"n_scenes": 24, "crops_per_photo": 0}, "curated_dataset": {"clusters": 2, "subset": 24}}
 
 
 def materialize(defs: dg.Definitions, instance: dg.DagsterInstance, *names: str) -> dg.ExecuteInProcessResult:
     keys = [dg.AssetKey(name) for name in names]
     job = defs.resolve_implicit_global_asset_job_def()
-    return job.execute_in_process(instance=instance, asset_selection=keys, raise_on_error=False)
+    tags = ALL_MODES if POLICY.name in names else None
+    return job.execute_in_process(instance=instance, asset_selection=keys, tags=tags, raise_on_error=False)
 
 
 def requested_after(defs: dg.Definitions, instance: dg.DagsterInstance, *names: str) -> tuple[set[str], bool]:
@@ -56,6 +66,34 @@ def test_automation_goes_on_only_where_the_gate_passed(
     """It asks for everything down to the next gate in one run, and for nothing below a gate that said no."""
     defs = definitions(load_settings(str(toy(**ROWS, gates={"min_per_split": least}))))
     assert requested_after(defs, instance, "source_images", "curated_dataset") == (goes_on, bool(goes_on))
+
+
+@pytest.mark.chain
+@pytest.mark.parametrize(("unmoved", "goes_on"), [({"ema"}, BELOW_POLICY), ({"static", "ema"}, set())])
+def test_automation_goes_on_with_one_healthy_policy(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unmoved: set[str], goes_on: set[str]
+) -> None:
+    def train(config: TrainPolicyConfig, base: Path, judge: Path, curated: Path, out: Path, *rest: Any, mode: str, **named: Any) -> Any:
+        metrics = train_policy(config, base, judge, curated, out, *rest, mode=mode, **named)
+        if mode in unmoved:
+            shutil.copytree(base / "transformer", out / "transformer", dirs_exist_ok=True)
+        return metrics
+
+    monkeypatch.setattr("assets.policy.train_policy", train)
+    with opened(finished, tmp_path) as chain:
+        sections = {**chain.settings.stages, "policy": {**chain.settings.stages["policy"], "seed": 1}}
+        defs = definitions(chain.settings.model_copy(update={"stages": sections}))
+        assert requested_after(defs, chain.instance, "policy") == (goes_on, bool(goes_on))
+        gates = [evidence_for(chain.store, ref.digest) for ref in materialised(chain.instance, "policy").values()]
+        assert {gate.name.removeprefix("policy-") for gate in gates if gate and not gate.passed} == unmoved
+
+
+@pytest.mark.chain
+def test_automation_stops_where_the_evaluation_refuses(finished: Finished, tmp_path: Path) -> None:
+    with opened(finished, tmp_path) as chain:
+        strict = {**chain.settings.gates, "min_win_rate": 1.0}
+        defs = definitions(chain.settings.model_copy(update={"gates": strict}))
+        assert requested_after(defs, chain.instance, "evaluation") == (set(), False)
 
 
 def test_thresholds_come_from_the_preset(home: Path, toy: Callable[..., Path], instance: dg.DagsterInstance) -> None:
