@@ -33,7 +33,7 @@ import pydantic
 import torch
 
 from assets.display import describe
-from assets.refs import artifacts_metadata, parent_refs, pinned
+from assets.refs import HOST, HOST_TAG, artifacts_metadata, parent_refs, pinned
 from assets.settings import Settings, reasons
 from assets.sources import ROOT, code_version
 from infra.data import weights, weights_digest
@@ -273,6 +273,7 @@ def make(work: Work) -> Made:
 def _materialize(stage: Stage, settings: Settings, context: dg.AssetExecutionContext, config: OpConfig) -> Events:
     """Run a stage for Dagster: parents from this run's or the latest materializations, progress to the run's log."""
     torch.set_num_threads(settings.threads)
+    context.instance.add_run_tags(context.run_id, {HOST_TAG: HOST})
     workspace = Workspace.from_env()
     work = Work(
         stage=stage,

@@ -7,6 +7,7 @@ handed on: blocking checks only stop the run they belong to, so a second run or 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +23,8 @@ ARTIFACTS = "artifacts"
 LOOK_BACK = 50  # materializations of a parent that are searched for all its partitions
 TAG = "onereward/"  # and a stage: the run's tag with the digest it pointed to
 NONE = "none"
+HOST_TAG = f"{TAG}host"  # where a run's process is: its number says nothing on another machine
+HOST = socket.gethostname()
 
 
 def artifacts_metadata(refs: Mapping[str, ArtifactRef]) -> dict[str, Any]:

@@ -25,18 +25,19 @@ DEFAULT_HOME = ".onereward"
 REMEDY = f"Set {HOME_VARIABLE} to a folder that may be written to."
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # safe as a folder name
 
+START_TIMEOUT_S = 600  # ours: how long a launched run may take to announce its process
 # One run and one pool-tagged op at a time: the heavy stages share one accelerator, or two cores. Retries are off because a
 # stage that failed at a gate fails again, and one that was interrupted resumes from its work folder when it is started again.
 # Monitoring ends runs that never start and frees the pool of those that were killed. No path is named: Dagster then keeps its
 # databases beside this file, and the home can be moved.
-DAGSTER_YAML = """\
+DAGSTER_YAML = f"""\
 telemetry:
   enabled: false
 run_retries:
   enabled: false
 run_monitoring:
   enabled: true
-  start_timeout_seconds: 600
+  start_timeout_seconds: {START_TIMEOUT_S}
   free_slots_after_run_end_seconds: 60
 concurrency:
   pools:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import dagster as dg
+import filelock
 
 from assets.chain import RELEASE
 from assets.checks import EVIDENCE
-from assets.refs import artifacts_of
+from assets.refs import HOST, HOST_TAG, artifacts_of
 from assets.settings import Settings
 from assets.sources import ROOT
 from infra.data import ensure_data
@@ -23,6 +25,7 @@ from pipelines.definitions import definitions
 from pipelines.jobs import ALL_MODES, whole_chain
 from pipelines.terminal import quieten
 
+ANOTHER = "Let it end, stop it, or name another home with --home."
 INTERRUPTED = "stopped by Ctrl-C; finished stages are kept and the next run goes on from there"
 INTERRUPTIONS = (KeyboardInterrupt.__name__, dg.DagsterExecutionInterruptedError.__name__)
 Ending = Literal["promoted", "unchanged", "released", "refused", "failed", "interrupted"]
@@ -53,16 +56,42 @@ def run_chain(settings: Settings, instance: dg.DagsterInstance) -> Outcome:
     Raises RunUnderWay where another run of this home is alive: it would have to be waited for at every heavy stage.
     """
     quieten()
-    if alive := end_dead_runs(instance, Workspace.from_env()):
-        raise RunUnderWay(f"Run {alive[0][:8]} is under way in this home.", "Let it end, stop it, or name another home with --home.")
-    if any(source.startswith("data/") for source in (settings.flux, settings.judge)):
-        ensure_data(ROOT)
+    workspace = Workspace.from_env()
+    with _home_to_itself(workspace):
+        if any(source.startswith("data/") for source in (settings.flux, settings.judge)):
+            ensure_data(ROOT)  # may take minutes, in which a run may begin in `onereward dev`
+        if alive := end_dead_runs(instance, workspace):
+            run, host = alive[0].run_id[:8], alive[0].tags.get(HOST_TAG, HOST)
+            gone = "" if host == HOST else f" If {host} is gone, cancel the run in `onereward dev`."
+            raise RunUnderWay(f"Run {run} is under way on {host} in this home.", f"{ANOTHER}{gone}")
+        return _run(settings, instance)
+
+
+@contextmanager
+def _home_to_itself(workspace: Workspace) -> Iterator[None]:
+    """Two `onereward run` begun at once would both find no other run. Raises RunUnderWay for the second."""
+    lock = filelock.FileLock(workspace.home / "run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise RunUnderWay("Another `onereward run` is under way in this home.", ANOTHER) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(settings: Settings, instance: dg.DagsterInstance) -> Outcome:
     job = definitions(settings).resolve_job_def(whole_chain.name)
     run_id = str(uuid.uuid4())
     failure: tuple[Ending, str] | None = None
     try:
         result = job.execute_in_process(
-            instance=instance, run_id=run_id, tags=ALL_MODES, run_config={"loggers": {"console": {}}}, raise_on_error=False
+            instance=instance,
+            run_id=run_id,
+            tags={**ALL_MODES, HOST_TAG: HOST},
+            run_config={"loggers": {"console": {}}},
+            raise_on_error=False,
         )
         failure = None if result.success else _failure(result.all_events)
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
