@@ -59,10 +59,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows[:ROWS]:
         cells = (row.get(name, "") for name in columns)
-        lines.append("| " + " | ".join(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |")
+        lines.append("| " + " | ".join(f"{cell:.4g}" if isinstance(cell, float) else _text(cell) for cell in cells) + " |")
     if len(rows) > ROWS:
         lines.append(f"\n{len(rows) - ROWS} more in metrics.json")
     return "\n".join(lines)
+
+
+def _text(cell: Any) -> str:
+    """A cell that stays one: users' file names may hold what ends it."""
+    return " ".join(str(cell).split()).replace("|", r"\|")
 
 
 def picture(path: Path) -> dg.MetadataValue:

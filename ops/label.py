@@ -268,7 +268,8 @@ def import_labels(
     """Add a file of people's labels to the database, all of it or nothing; return how many answers are new.
 
     Raises BadManifest for a missing file or a line that is no such JSON object; BadLabel, naming the line, for an unknown
-    condition, candidate or dimension, an answer that contradicts itself, or one given differently before (see `replace`).
+    condition, candidate or dimension, a candidate shown twice, an answer that contradicts itself, or one given differently
+    before (see `replace`).
     """
     conditions = {row.id: row for row in read_rows(curated / "conditions.jsonl", Condition)}
     known = _by_condition(candidates)
@@ -295,6 +296,8 @@ def _imported(where: str, text: str, conditions: dict[str, Condition], known: di
     named = [*line.shown, *(name for answer in line.labels.values() for name in (answer.best, answer.worst) if name is not None)]
     if unknown := [name for name in named if name not in known[line.condition_id]]:
         raise BadLabel(f"{where} names the unknown candidate {unknown[0]!r}.", f"Use {', '.join(known[line.condition_id])}.")
+    if twice := [name for name, count in Counter(line.shown).items() if count > 1]:
+        raise BadLabel(f"{where} shows {twice[0]!r} twice.", "Name every candidate once, in the order shown.")
     task = taxonomy.task(conditions[line.condition_id].task)
     rows = []
     for dimension, answer in line.labels.items():

@@ -37,6 +37,7 @@ GRID = 16  # the VAE's factor 8 times FLUX's 2x2 packing: every side must be a m
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 MASK_SUFFIX = ".mask.png"
 SHEET_ROWS, SHEET_COLUMNS = 3, 10  # of each kind, in the picture
+LISTED = 20  # rejected rows in the metrics, of all that rejected.jsonl holds
 SEED_SIZE = 64  # seed data has no size of its own to keep
 
 
@@ -116,6 +117,7 @@ def source_images(config: SourceConfig, out: Path, progress: Progress, taxonomy:
         "licences": dict(Counter(row.licence for row in rows if row.licence)),
         "rejected": len(refused),
         "rejected_by_reason": dict(Counter(r.reason.split(":")[0] for r in refused)),
+        "first_rejected": [{"name": r.name, "reason": r.reason} for r in refused[:LISTED]],
     }
     write_metrics(out, metrics)
     return metrics

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -90,10 +88,11 @@ def _onnxruntime() -> Finding:
 
 
 def _engine() -> Finding:
-    for module in ("tensorrt", "tensorrt_rtx_bindings"):
-        if importlib.util.find_spec(module):
-            return Finding("engine builder", "ok", module)
-    return Finding("engine builder", "error", "no TensorRT", 'Run pip install -e ".[cpu]" (TensorRT-RTX, needs no GPU) or ".[gpu]".')
+    try:
+        from ops.build_engine import find_backend
+    except ImportError as error:  # ONNX Runtime comes with the same extra
+        return Finding("engine builder", "error", f"cannot be looked for: {error}", 'Run pip install -e ".[cpu]" (or ".[gpu]").')
+    return Finding("engine builder", "ok", find_backend().name)
 
 
 def _antlr() -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -39,5 +40,5 @@ def commit_message(version: Version) -> str:
     return (
         f"{version.ref.name} {version.number}: {version.ref.digest[:12]}\n\n"
         f"Digest: {version.ref.digest}\nKey: {version.key}\nRun: {version.run_id}\nCode: {version.code_version}\n"
-        f"{parents}Config: {config}\n"
+        f"{parents}Config digest: {hashlib.sha256(config.encode()).hexdigest()}\nConfig: {config}\n"
     )

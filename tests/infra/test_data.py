@@ -13,6 +13,8 @@ from infra.data import ensure_data, weights, weights_digest
 from infra.stores.base import directory_digest
 from models.errors import MissingWeights
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
@@ -29,6 +31,11 @@ def repository(tmp_path: Path) -> Path:
     shutil.rmtree(root / "data")
     shutil.rmtree(root / ".dvc" / "cache")
     return root
+
+
+def test_what_is_shipped_is_small() -> None:
+    shipped = ROOT / "data-store"
+    assert 0 < sum(path.stat().st_size for path in shipped.rglob("*") if path.is_file()) <= 25_000_000
 
 
 def test_data_comes_from_the_remote_and_stays(repository: Path) -> None:

@@ -1,6 +1,7 @@
 """The DVC registry: real git, real DVC, small files."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -74,6 +75,8 @@ def test_what_is_put_is_got_and_recorded(store: DvcStore, tmp_path: Path) -> Non
     assert store.find("curated_dataset", "k1") == version
     assert store.find("curated_dataset", "k0") is None and store.find("curated_dataset", "") is None
     assert str(store.root) not in ref.uri
+    digest = hashlib.sha256(b'{"size": 64}').hexdigest()
+    assert f"\nConfig digest: {digest}\n" in commits(store)[0]
     assert_clean(store)
 
 

@@ -187,6 +187,7 @@ def test_a_bad_line_is_named_and_nothing_is_kept(made, labels, tmp_path):
         (BadLabel, "different candidates", line(other, labels={"removal_quality": {"best": f"{other.id}.1", "worst": f"{other.id}.1"}})),
         (BadLabel, "a tie names neither", line(other, labels={"removal_quality": {"best": f"{other.id}.1", "tie": True}})),
         (BadLabel, "among the candidates shown", {**line(other), "shown": line(other)["shown"][1:]}),
+        (BadLabel, "twice", {**line(other), "shown": [*line(other)["shown"], line(other)["shown"][0]]}),
         (BadManifest, "not a line of labels", "{broken"),
         (BadManifest, "annotator", line(other, annotator="")),
     ]

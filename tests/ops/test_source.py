@@ -78,6 +78,7 @@ def test_bad_files_are_refused_with_their_reason(tmp_path):
     assert rejected.keys() == said.keys()
     assert all(said[name] in reason for name, reason in rejected.items())
     assert metrics["rejected_by_reason"] == {"BadImage": 4, "BadMask": 4}
+    assert {row["name"]: row["reason"] for row in metrics["first_rejected"]} == rejected
     assert not any(str(tmp_path) in reason for reason in rejected.values())
 
 

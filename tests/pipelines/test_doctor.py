@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,11 +77,14 @@ def test_little_disk(examine: Examine, home: Path, monkeypatch: pytest.MonkeyPat
     assert finding.level == "warning" and finding.found.startswith("0.7 GB free") and "ONEREWARD_HOME" in finding.remedy
 
 
-def test_no_engine_builder(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("tensorrt") else real(name))
+@pytest.mark.parametrize("absent", [("tensorrt", "tensorrt_rtx_bindings"), ("onnxruntime",)])
+def test_no_engine_builder(examine: Examine, monkeypatch: pytest.MonkeyPatch, absent: tuple[str, ...]) -> None:
+    for module in ("ops.build_engine", "ops.export_onnx"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    for module in absent:
+        monkeypatch.setitem(sys.modules, module, None)
     finding = examine()["engine builder"]
-    assert finding.level == "error" and "pip install -e" in finding.remedy and "[cpu]" in finding.remedy
+    assert finding.level == "error" and ("TensorRT" in finding.found or "onnxruntime" in finding.found) and "cpu" in finding.remedy
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.pipelines.server import Server
 from tests.pipelines.test_definitions import CHAIN, GATED
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
-PICTURED = ["curated_dataset", "candidates", "preference_pairs", "reward_model", "policy", "evaluation"]
+PICTURED = [name for name in CHAIN if name != "engine"]
 MODES = {stage.name: stage.modes for stage in STAGES}
 
 ASSETS = """
