@@ -4,11 +4,12 @@
     recompute(items, Taxonomy.load(), split="test", choose_split="validation", tie_tolerance=0.02)
 
 `win_rate` is by ground truth on procedural scenes, ties half: by the measures that the scripted annotator ranks with.
-`acceptance_win_rate` is by measures of other formulas, with which nobody labelled (docs/measures.md).
-Measures differ in scale by orders of magnitude, so two of them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the unweighted mean over its
-dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better), averaged over both
-orders, is above one half. Photographs have no ground truth and are reported apart; `not_evaluated` names the tasks of which
-no condition was tested. Intervals: bootstrap over origins, the photographs and scenes that source images are cut from.
+`acceptance_win_rate` is by measures of other formulas, with which nobody labelled (docs/measures.md). Measures differ in
+scale by orders of magnitude, so two of them tie when they differ by at most `tie_tolerance` times the larger size. A task's
+rate is the unweighted mean over its dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the
+judge's P(better), averaged over both orders, is above one half. Photographs have no ground truth and are reported apart;
+`not_evaluated` names the tasks of which no condition was tested. Intervals: bootstrap over origins, the photographs and
+scenes that source images are cut from.
 """
 
 from __future__ import annotations
