@@ -32,8 +32,11 @@ CELL = 256  # ours: small pictures are shown at this many pixels, larger ones as
 def show_candidates(curated: Path, candidates: Path, out: Path, taxonomy: Taxonomy) -> int:
     """Write the sheets and the questions into the folder `out`, which is there whole or not at all; the number of requests.
 
-    Raises ConfigError for a folder that holds something already or cannot be made.
+    Raises ConfigError for a folder that holds something already, cannot be made, or is the current one.
     """
+    out = out.resolve()
+    if out == Path.cwd():
+        raise ConfigError(f"{out} is the current folder, which cannot be replaced.", "Name a folder in it.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty.", "Name another folder.")
     answers: dict[str, list[str]] = defaultdict(list)

@@ -189,6 +189,19 @@ def test_what_is_shown_is_filled_in_imported_and_exported(onereward: Command, ca
     assert code == 1 and "'c1.9'" in err
 
 
+def test_where_sheets_go_may_be_written_in_any_way(
+    onereward: Command, candidates: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    code, _, err = onereward("labels", "show", ".")
+    assert code == 1 and f"{here} is the current folder" in err
+    assert onereward("labels", "show", "below/..")[0] == 1
+    assert onereward("labels", "show", "../there/")[0] == 0 and (tmp_path / "there" / "questions.jsonl").exists()
+    assert not list(here.iterdir())
+
+
 def test_labels_follow_the_presets_taxonomy(onereward: Command, candidates: list[str], toy: Callable[..., Path], tmp_path: Path) -> None:
     taxonomy = yaml.safe_load((ROOT / "models" / "taxonomy" / "taxonomy.yaml").read_text())
     taxonomy["tasks"]["remove"]["dimensions"] = ["structure"]
