@@ -129,8 +129,10 @@ def _files(folder: Path) -> list[Path]:
     else:
         files = sorted(folder.glob("*.safetensors"))
     missing = [file for file in files if not file.exists()]
-    if missing or not files:
-        raise MissingWeights(f"{missing[0] if missing else folder / '*.safetensors'} is not there.", AGAIN)
+    if not files:
+        raise MissingWeights(f"{folder / '*.safetensors'} is not there.", "Name a checkpoint with safetensors; pickles are not read.")
+    if missing:
+        raise MissingWeights(f"{missing[0]} is not there.", AGAIN)
     return files
 
 

@@ -200,3 +200,6 @@ def test_an_embedder_that_cannot_be_loaded_is_named(checkpoints):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         with pytest.raises(BrokenWeights, match=f"{name}/{file.name} is cut or altered"):
             load(folder)
+    file.rename(file.with_name("pytorch_model.bin"))  # the last one: CLIP's
+    with pytest.raises(MissingWeights, match=r"clip/\*\.safetensors is not there.* checkpoint with safetensors"):
+        clip_embedder(checkpoints / "clip")
