@@ -18,9 +18,9 @@ EVERY_S = 5.0  # ours: at most one line per bar in this many seconds
 class Bar:
     """One running count with rate and ETA. Made by `Progress.bar`."""
 
-    def __init__(self, sink: Callable[[str], None], label: str, total: int, unit: str):
-        self.sink, self.label, self.total, self.unit = sink, label, total, unit
-        self.count = 0
+    def __init__(self, sink: Callable[[str], None], label: str, total: int, unit: str, initial: int):
+        self.sink, self.label, self.total, self.unit, self.initial = sink, label, total, unit, initial
+        self.count = initial
         self._start = self._last = time.monotonic()
 
     def advance(self, count: int = 1, **figures: float) -> None:
@@ -33,7 +33,15 @@ class Bar:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.sink(
             tqdm.format_meter(
-                self.count, self.total, now - self._start, ncols=100, prefix=self.label, unit=self.unit, ascii=True, postfix=shown
+                self.count,
+                self.total,
+                now - self._start,
+                ncols=100,
+                prefix=self.label,
+                unit=self.unit,
+                ascii=True,
+                postfix=shown,
+                initial=self.initial,
             )
         )
 
@@ -48,5 +56,6 @@ class Progress:
         self.sink(line)
 
     @contextmanager
-    def bar(self, label: str, total: int, unit: str = "it") -> Iterator[Bar]:
-        yield Bar(self.sink, label, total, unit)
+    def bar(self, label: str, total: int, unit: str = "it", initial: int = 0) -> Iterator[Bar]:
+        """A count to `total`. `initial` units were done before: they are counted, but are no part of the rate."""
+        yield Bar(self.sink, label, total, unit, initial)

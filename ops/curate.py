@@ -21,7 +21,7 @@ import pydantic
 import torch
 from PIL import Image
 
-from infra.progress import Progress
+from infra.progress import Bar, Progress
 from models.conditions import Made, make_condition
 from models.config import OpConfig
 from models.errors import NotEnoughData
@@ -81,7 +81,7 @@ def curate(
     """
     taxonomy = taxonomy or Taxonomy.load()
     rows, shards = read_rows(sources / "sources.jsonl", Source), ShardReader(sources)
-    unique, rejected = drop_copies(config, rows, shards)
+    unique, rejected = drop_copies(config, rows, shards, progress)
     progress.say(f"{len(rows)} sources, {len(rows) - len(unique)} copies dropped")
     chosen = unique
     if len(unique) > config.subset:
@@ -91,17 +91,20 @@ def curate(
         save_picture(out, "clusters", choice_grid(choice, lambda index: shards[f"{unique[index].id}.image"]))
         progress.say(f"{len(chosen)} kept of {len(unique)}, taken in turn from {len(set(choice.clusters))} clusters")
     splits = split_by_origin(config, chosen)
-    conditions: list[Condition] = []
-    with ShardWriter(out) as written, progress.bar("conditions", len(SPLITS), "split") as bar:
+    plan: list[tuple[Split, Task, Source]] = []
+    with progress.bar("what each picture can serve", len(chosen), "image") as bar:
         for split in SPLITS:
-            pool = [row for row in chosen if splits[_origin(row)] == split]
-            made, useless = _serve(config, split, pool, shards, taxonomy)
+            planned, useless = _plan(config, split, [row for row in chosen if splits[_origin(row)] == split], shards, taxonomy, bar)
+            plan += planned
             rejected += useless
-            for row, request in made:
-                conditions.append(row)
-                for ending, picture in {"image": request.image, "mask": request.mask, "target": request.target}.items():
-                    if picture is not None:
-                        written.add(f"{row.id}.{ending}", picture)
+    conditions: list[Condition] = []
+    with ShardWriter(out) as written, progress.bar("conditions", len(plan), "condition") as bar:
+        for split, task, row in plan:
+            condition, request = _condition(config, split, task, row, shards)
+            conditions.append(condition)
+            for ending, picture in {"image": request.image, "mask": request.mask, "target": request.target}.items():
+                if picture is not None:
+                    written.add(f"{condition.id}.{ending}", picture)
             bar.advance()
     _require_every_split(conditions)
     write_rows(out / "conditions.jsonl", conditions)
@@ -123,7 +126,9 @@ def curate(
     return metrics
 
 
-def drop_copies(config: CurateConfig, rows: list[Source], shards: ShardReader) -> tuple[list[Source], list[tuple[str, str]]]:
+def drop_copies(
+    config: CurateConfig, rows: list[Source], shards: ShardReader, progress: Progress
+) -> tuple[list[Source], list[tuple[str, str]]]:
     """The rows without copies, and (id, reason) of each copy.
 
     Scenes are compared pixel by pixel only: two of them may look alike and still ask for different things. Of photographs
@@ -134,25 +139,27 @@ def drop_copies(config: CurateConfig, rows: list[Source], shards: ShardReader) -
     exact: dict[str, str] = {}
     seen: list[Source] = []
     hashes, thumbs = np.zeros((len(rows), 64), bool), np.zeros((len(rows), 192), np.float32)
-    for row in rows:
-        image = shards[f"{row.id}.image"]
-        signature = _signature(row, image, shards)
-        if signature in exact:
-            rejected.append((row.id, f"Copy: equal to {exact[signature]}."))
-            continue
-        if row.kind != "scene":
-            count = len(seen)
-            hashes[count] = imagehash.phash(image).hash.ravel()
-            thumbs[count] = np.asarray(image.resize((8, 8), Image.Resampling.BOX), np.float32).ravel() / 255
-            near = (hashes[:count] != hashes[count]).sum(1) <= config.phash_distance
-            near &= np.abs(thumbs[:count] - thumbs[count]).mean(1) <= config.colour_distance
-            twins = [seen[i] for i in np.flatnonzero(near) if row.kind == "photo" or _origin(seen[i]) != _origin(row)]
-            if twins:
-                rejected.append((row.id, f"Look-alike: of {twins[0].id}."))
+    with progress.bar("copies", len(rows), "image") as bar:
+        for row in rows:
+            bar.advance()
+            image = shards[f"{row.id}.image"]
+            signature = _signature(row, image, shards)
+            if signature in exact:
+                rejected.append((row.id, f"Copy: equal to {exact[signature]}."))
                 continue
-            seen.append(row)
-        exact[signature] = row.id
-        kept.append(row)
+            if row.kind != "scene":
+                count = len(seen)
+                hashes[count] = imagehash.phash(image).hash.ravel()
+                thumbs[count] = np.asarray(image.resize((8, 8), Image.Resampling.BOX), np.float32).ravel() / 255
+                near = (hashes[:count] != hashes[count]).sum(1) <= config.phash_distance
+                near &= np.abs(thumbs[:count] - thumbs[count]).mean(1) <= config.colour_distance
+                twins = [seen[i] for i in np.flatnonzero(near) if row.kind == "photo" or _origin(seen[i]) != _origin(row)]
+                if twins:
+                    rejected.append((row.id, f"Look-alike: of {twins[0].id}."))
+                    continue
+                seen.append(row)
+            exact[signature] = row.id
+            kept.append(row)
     return kept, rejected
 
 
@@ -212,10 +219,10 @@ def _hash(seed: int, text: str) -> str:
     return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
 
 
-def _serve(
-    config: CurateConfig, split: Split, pool: list[Source], shards: ShardReader, taxonomy: Taxonomy
-) -> tuple[list[tuple[Condition, Made]], list[tuple[str, str]]]:
-    """Conditions of one split. The task with the fewest able sources chooses first; a source not used yet goes before one that is."""
+def _plan(
+    config: CurateConfig, split: Split, pool: list[Source], shards: ShardReader, taxonomy: Taxonomy, bar: Bar
+) -> tuple[list[tuple[Split, Task, Source]], list[tuple[str, str]]]:
+    """Which source serves which task in a split. The task with the fewest able sources chooses first, and unused sources first."""
     pool = sorted(pool, key=lambda row: _hash(config.seed, row.id))
     able: dict[str, list[Source]] = {task.name: [] for task in taxonomy.active}
     rejected = []
@@ -226,27 +233,32 @@ def _serve(
             able[name].append(row)
         if not serves:
             rejected.append((row.id, f"Useless: it cannot serve {row.task or 'any active task'} (no mask, caption or words)."))
+        bar.advance()
     used: Counter[str] = Counter()
-    made = []
+    plan = []
     for task in sorted(taxonomy.active, key=lambda task: len(able[task.name])):
         ready = sorted(able[task.name], key=lambda row: (row.task is None, used[row.id]))
         for row in [row for row in ready if used[row.id] < config.tasks_per_source][: config.per_task(split)]:
             used[row.id] += 1
-            request = _request(config, task, row, _pictures(row, shards))
-            assert request is not None
-            condition = Condition(
-                id=f"{row.id}-{task.name}",
-                source_id=row.id,
-                task=task.name,
-                prompt=request.prompt,
-                split=split,
-                kind=row.kind,
-                mask_kind=request.mask_kind,
-                truth={**row.truth, "origin": _origin(row)},
-                tags=row.tags,
-            )
-            made.append((condition, request))
-    return made, rejected
+            plan.append((split, task, row))
+    return plan, rejected
+
+
+def _condition(config: CurateConfig, split: Split, task: Task, row: Source, shards: ShardReader) -> tuple[Condition, Made]:
+    request = _request(config, task, row, _pictures(row, shards))
+    assert request is not None
+    condition = Condition(
+        id=f"{row.id}-{task.name}",
+        source_id=row.id,
+        task=task.name,
+        prompt=request.prompt,
+        split=split,
+        kind=row.kind,
+        mask_kind=request.mask_kind,
+        truth={**row.truth, "origin": _origin(row)},
+        tags=row.tags,
+    )
+    return condition, request
 
 
 def _pictures(row: Source, shards: ShardReader) -> dict[str, Image.Image]:

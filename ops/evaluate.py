@@ -120,31 +120,7 @@ def evaluate(
         edits = ShardReader(out)
         opinions = _judge(config, judge, list(contestants), jobs, edits, taxonomy, progress)
     digests = {name: directory_digest(folder or base)[0] for name, folder in contestants.items()}
-    judge_digest = directory_digest(judge)[0]
-    items = [
-        Item(
-            split=job.condition.split,
-            condition_id=job.condition.id,
-            source_id=job.condition.source_id,
-            origin=job.condition.origin,
-            task=job.condition.task,
-            kind=job.condition.kind,
-            prompt=job.condition.prompt,
-            seed=job.seed,
-            policy=name,
-            policy_digest=digests[name],
-            judge_digest=judge_digest,
-            measures=_measures(measure, "labelled_by", job, edits[job.key(name)], shards, taxonomy),
-            acceptance_measures=_measures(
-                partial(accept, prompt=job.condition.prompt), "accepted_by", job, edits[job.key(name)], shards, taxonomy
-            ),
-            judge=opinions.get(job.key(name), {}),
-            preservation_psnr=psnr[job.key(name)],
-        )
-        for job in jobs
-        for name in contestants
-        if job.key(name) in edits
-    ]
+    items = _items(jobs, digests, directory_digest(judge)[0], psnr, opinions, edits, shards, taxonomy, progress)
     write_items(out / "items.jsonl", items)
     metrics = recompute(
         items,
@@ -293,6 +269,46 @@ def _judge(
     return opinions
 
 
+def _items(
+    jobs: list[_Job],
+    digests: Mapping[str, str],
+    judge_digest: str,
+    psnr: Mapping[str, float],
+    opinions: Mapping[str, dict[str, dict[str, list[float]]]],
+    edits: ShardReader,
+    shards: ShardReader,
+    taxonomy: Taxonomy,
+    progress: Progress,
+) -> list[Item]:
+    """One record per edit. The measures take time here: some read the lettering with an OCR network."""
+    edited = [(job, name) for job in jobs for name in digests if job.key(name) in edits]
+    items = []
+    with progress.bar("evaluation: measures", len(edited), "image") as bar:
+        for job, name in edited:
+            edit, accepted = edits[job.key(name)], partial(accept, prompt=job.condition.prompt)
+            items.append(
+                Item(
+                    split=job.condition.split,
+                    condition_id=job.condition.id,
+                    source_id=job.condition.source_id,
+                    origin=job.condition.origin,
+                    task=job.condition.task,
+                    kind=job.condition.kind,
+                    prompt=job.condition.prompt,
+                    seed=job.seed,
+                    policy=name,
+                    policy_digest=digests[name],
+                    judge_digest=judge_digest,
+                    measures=_measures(measure, "labelled_by", job, edit, shards, taxonomy),
+                    acceptance_measures=_measures(accepted, "accepted_by", job, edit, shards, taxonomy),
+                    judge=opinions.get(job.key(name), {}),
+                    preservation_psnr=psnr[job.key(name)],
+                )
+            )
+            bar.advance()
+    return items
+
+
 def _measures(
     scored: Callable[..., float], family: str, job: _Job, edit: Image.Image, shards: ShardReader, taxonomy: Taxonomy
 ) -> dict[str, float]:
@@ -331,6 +347,7 @@ def _judge_accuracy(
                 batch_size=config.batch_size,
                 progress=progress,
                 paste_source=shown_pasted(judges["judge"]),
+                label=f"evaluation: pairs, {name}",
             )
             asked = {"judge": name, "judge_digest": directory_digest(folder)[0]}
             file.writelines(json.dumps({**asked, **row}, sort_keys=True) + "\n" for row in found[name].pop("rows"))

@@ -200,7 +200,8 @@ class _Fit:
     def _ask(self) -> tuple[Tensor, Tensor]:
         """Log-odds of the judge as it is now on the validation pairs, in both orders."""
         size = self.config.micro_batch or self.config.batch_size
-        return ask(self.judge, self.taxonomy, self.images, self.validation, batch_size=size, progress=Progress())
+        label = f"fit_reward: validation at step {self.step}"
+        return ask(self.judge, self.taxonomy, self.images, self.validation, batch_size=size, progress=self.progress, label=label)
 
     def save(self, out: Path) -> None:
         """Write adapter/ when LoRA, then model/ with the adapter merged in; what is reported of a merged model is asked of it anew."""

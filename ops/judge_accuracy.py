@@ -89,14 +89,21 @@ def _one_size(judge: Judge, taxonomy: Taxonomy, images: PairImages, pairs: Seque
 
 
 def ask(
-    judge: Judge, taxonomy: Taxonomy, images: PairImages, pairs: Sequence[Pair], *, batch_size: int, progress: Progress
+    judge: Judge,
+    taxonomy: Taxonomy,
+    images: PairImages,
+    pairs: Sequence[Pair],
+    *,
+    batch_size: int,
+    progress: Progress,
+    label: str = "judge",
 ) -> tuple[Tensor, Tensor]:
     """`both_orders` over any number of pairs, without gradient, the model in eval mode (restored after): [N] and [N] on the CPU."""
     training = judge.model.training
     judge.model.eval()
     found = []
     try:
-        with torch.no_grad(), progress.bar("judge", total=len(pairs), unit="pair") as bar:
+        with torch.no_grad(), progress.bar(label, total=len(pairs), unit="pair") as bar:
             for start in range(0, len(pairs), batch_size):
                 batch = pairs[start : start + batch_size]
                 found.append(torch.stack(both_orders(judge, taxonomy, images, batch)).cpu())
@@ -183,6 +190,7 @@ def judge_accuracy(
     batch_size: int,
     progress: Progress,
     paste_source: bool = True,
+    label: str = "judge",
 ) -> dict[str, Any]:
     """Ask the judge about `pairs` (one or more) in both orders.
 
@@ -191,5 +199,6 @@ def judge_accuracy(
         hi}], empty_cells [[task, dimension]] without a pair, rows (one per pair, `pair_rows`).
     """
     origins = origins_of(curated, pairs)
-    odds = ask(judge, taxonomy, PairImages(curated, candidates, paste_source), pairs, batch_size=batch_size, progress=progress)
+    images = PairImages(curated, candidates, paste_source)
+    odds = ask(judge, taxonomy, images, pairs, batch_size=batch_size, progress=progress, label=label)
     return {**summarise(taxonomy, pairs, origins, *odds), "rows": pair_rows(pairs, origins, *odds)}

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from infra.progress import Progress
 from models.adapters import Shadow
 from models.flux_fill.sampler import Sampler
 from models.images import to_mask, to_pil, to_tensor
@@ -104,6 +105,8 @@ def measure_health(
     steps: int,
     batch_size: int,
     out: Path,
+    progress: Progress,
+    label: str,
 ) -> dict[str, Any]:
     """Health figures of the weights now in `policy`, against `base`, on validation conditions; writes the run's pictures.
 
@@ -118,13 +121,15 @@ def measure_health(
     sources = [(to_tensor(shards[f"{c.id}.image"]), to_mask(shards[f"{c.id}.mask"])) for c in conditions]
     after: dict[int, Tensor] = {}
     before: dict[int, Tensor] = {}
-    for places in _batches(sources, batch_size):
-        images, masks = (torch.stack(parts) for parts in zip(*(sources[place] for place in places), strict=True))
-        encoded = sampler.encode(images, masks, [conditions[place].prompt for place in places])
-        # the seed is the condition's place, so that base and policy start from one noise
-        after |= zip(places, sampler.sample(policy, encoded, places, steps=steps).cpu(), strict=True)
-        with base.applied():
-            before |= zip(places, sampler.sample(policy, encoded, places, steps=steps).cpu(), strict=True)
+    with progress.bar(label, len(sources), "condition") as bar:
+        for places in _batches(sources, batch_size):
+            images, masks = (torch.stack(parts) for parts in zip(*(sources[place] for place in places), strict=True))
+            encoded = sampler.encode(images, masks, [conditions[place].prompt for place in places])
+            # the seed is the condition's place, so that base and policy start from one noise
+            after |= zip(places, sampler.sample(policy, encoded, places, steps=steps).cpu(), strict=True)
+            with base.applied():
+                before |= zip(places, sampler.sample(policy, encoded, places, steps=steps).cpu(), strict=True)
+            bar.advance(len(places))
     for name, edits in (("preservation_psnr", after), ("base_preservation_psnr", before)):
         figures[name] = sum(preservation(edits[place], *source) for place, source in enumerate(sources)) / len(sources)
 

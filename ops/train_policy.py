@@ -114,8 +114,7 @@ def train_policy(
     done = trainer.resume(checkpoints)
     if done:
         progress.say(f"policy {mode}: resumed after iteration {done}")
-    with progress.bar(f"policy {mode}", config.iterations, "step") as bar:
-        bar.advance(done)
+    with progress.bar(f"policy {mode}", config.iterations, "step", initial=done) as bar:
         for step in range(done, config.iterations):
             row = trainer.iterate(step)
             bar.advance(1, loss=row["loss"], reward=row["reward"])
@@ -277,7 +276,6 @@ class Trainer:
         if self.config.deliver == "average":
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(self.average.values[name])
-        progress.say(f"policy {self.mode}: measuring health on validation conditions")
         metrics = {
             "mode": self.mode,
             "delivered": self.config.deliver,
@@ -294,6 +292,8 @@ class Trainer:
                 steps=self.config.steps,
                 batch_size=self.config.batch_size // self.accelerator.num_processes,  # what has fitted into memory so far
                 out=out,
+                progress=progress,
+                label=f"policy {self.mode}: health",
             ),
         }
         folder = out / ("adapter" if self.config.lora_rank else "transformer")
