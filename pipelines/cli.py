@@ -262,7 +262,7 @@ def export_labels(
     from pipelines.labels import export_file
 
     _, workspace = enter(preset, home)
-    print(f"{export_file(workspace, file, candidates)} labels in {file}")
+    print(f"{export_file(workspace, file, candidates)} lines of labels in {file}")
 
 
 def main() -> None:
