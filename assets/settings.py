@@ -20,6 +20,9 @@ class Settings(OpConfig):
         "`hub:<id>[@revision]`. A release becomes both by naming its `model` folder: `<home>/registry/checkouts/<digest>/model`."
     )
     judge: str = pydantic.Field(description="Base judge: a folder in the hub's layout, or `hub:<id>[@revision]`.")
+    store: str = pydantic.Field(
+        "dvc", description="Where versions are kept: `dvc`, `dvc+s3://bucket/prefix`, `dvc+/folder` or `lakefs://repository`."
+    )
     taxonomy: str | None = pydantic.Field(None, description="Another taxonomy file; relative to the repository. None: the one shipped.")
     threads: int = pydantic.Field(2, ge=1, description="ours: threads of torch and OpenMP in the run's process.")
     auto_promote: bool = pydantic.Field(False, description="ours: may a release move itself to production once every gate passed?")

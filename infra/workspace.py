@@ -3,7 +3,13 @@
     workspace = Workspace.from_env()      # ONEREWARD_HOME, else .onereward in the current folder
     workspace.store.versions("release")
 
-Removing the home removes all of it; nothing is written anywhere else.
+Removing the home removes all of it; nothing is written anywhere else, unless the store is told to: ONEREWARD_STORE, or the
+preset's line `store:`, is one of
+    dvc                         a DVC registry under the home (default)
+    dvc+s3://bucket/prefix      the same, its bytes also on an S3-compatible server (AWS_ENDPOINT_URL for other servers than AWS)
+    dvc+/mnt/shared/artifacts   the same, its bytes also in another folder
+    lakefs://repository         a lakeFS repository; the server is LAKEFS_ENDPOINT
+Credentials come from the environment alone.
 """
 
 from __future__ import annotations
@@ -20,9 +26,12 @@ from infra.stores.dvc import DvcStore
 from models.errors import ConfigError
 
 HOME_VARIABLE = "ONEREWARD_HOME"
+STORE_VARIABLE = "ONEREWARD_STORE"
 LABELS_VARIABLE = "ONEREWARD_LABELS_URL"  # e.g. postgresql+psycopg2://...
 DEFAULT_HOME = ".onereward"
+DEFAULT_STORE = "dvc"
 REMEDY = f"Set {HOME_VARIABLE} to a folder that may be written to."
+STORES = f"Let {STORE_VARIABLE} be dvc, dvc+<folder or s3://bucket/prefix> or lakefs://<repository>."
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # safe as a folder name
 
 START_TIMEOUT_S = 600  # ours: how long a launched run may take to announce its process
@@ -52,20 +61,26 @@ class Workspace:
     """The paths and stores under a home. Folders are made when first asked for: ConfigError or DiskFull where that cannot be."""
 
     home: Path
+    where: str = DEFAULT_STORE  # the store, as ONEREWARD_STORE names it
 
     @classmethod
     def from_env(cls, home: Path | None = None) -> Workspace:
-        """The workspace at `home`, else at ONEREWARD_HOME, else at .onereward. Raises ConfigError when a file is in its place."""
+        """The workspace at `home`, else at ONEREWARD_HOME, else at .onereward, with the store ONEREWARD_STORE names.
+
+        Raises ConfigError when a file is in its place.
+        """
         path = (home or Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME)).expanduser().resolve()
         with writing(path, REMEDY):  # a folder above it may be closed
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"The home {path} is not a folder.", f"Remove the file or set {HOME_VARIABLE} to a folder.")
-        return cls(path)
+        return cls(path, os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)
 
     @cached_property
     def store(self) -> ArtifactStore:
-        """The artifact registry, made on first use."""
-        return DvcStore(self.home / "registry")
+        """The artifact store, made on first use. Raises ConfigError for one that does not exist."""
+        if self.where == "dvc":
+            return DvcStore(self.home / "registry")
+        raise ConfigError(f"There is no store {self.where!r}.", STORES)
 
     @property
     def labels_url(self) -> str:

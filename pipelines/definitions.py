@@ -8,6 +8,7 @@ The preset is what ONEREWARD_PRESET names (default mini); the launchpad shows it
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import dagster as dg
@@ -19,6 +20,7 @@ from assets.chain import STAGES  # noqa: E402
 from assets.checks import gate_checks  # noqa: E402
 from assets.settings import Settings  # noqa: E402
 from assets.sources import ROOT  # noqa: E402
+from infra.workspace import STORE_VARIABLE  # noqa: E402
 from models.errors import ConfigError  # noqa: E402
 from models.mini.acceptance import ACCEPTANCE  # noqa: E402
 from models.mini.measures import MEASURES  # noqa: E402
@@ -63,4 +65,6 @@ def definitions(settings: Settings) -> dg.Definitions:
     )
 
 
-defs = definitions(load_settings())
+_settings = load_settings()
+os.environ.setdefault(STORE_VARIABLE, _settings.store)  # a location may be loaded without `onereward`
+defs = definitions(_settings)

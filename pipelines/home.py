@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from assets.settings import Settings
-from infra.workspace import HOME_VARIABLE, Workspace
+from infra.workspace import HOME_VARIABLE, STORE_VARIABLE, Workspace
 from pipelines.config import PRESET_VARIABLE, load_settings, preset_path
 
 
@@ -17,6 +17,7 @@ def enter(preset: str | None, home: Path | None) -> tuple[Settings, Workspace]:
     so call this before torch is imported. Raises ConfigError.
     """
     settings = load_settings(preset)
+    os.environ.setdefault(STORE_VARIABLE, settings.store)
     workspace = Workspace.from_env(home)
     os.environ[HOME_VARIABLE] = str(workspace.home)
     os.environ["DAGSTER_HOME"] = str(workspace.dagster_home)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from infra.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,25 @@ class StageMove:
     evidence: tuple[str, ...]  # digests of the gate reports
 
 
+@dataclass(frozen=True)
+class FileChange:
+    """One file in which two artifacts differ."""
+
+    path: str  # relative, with forward slashes
+    kind: Literal["added", "removed", "changed"]
+    before: int | None  # bytes; None when added
+    after: int | None  # bytes; None when removed
+
+
+@dataclass(frozen=True)
+class GcReport:
+    """What a collection removed or, on a dry run, would remove."""
+
+    paths: tuple[str, ...]  # relative to the store
+    bytes: int
+    dry_run: bool
+
+
 def directory_digest(folder: Path) -> tuple[str, int]:
     """Content digest (sha256 hex) and size in bytes of a directory, independent of file times and order on disk."""
     total = 0
@@ -80,17 +101,30 @@ class ArtifactStore(ABC):
         code_version: str = "",
         config: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
+        progress: Progress | None = None,
     ) -> ArtifactRef:
         """Store a directory as a new version, atomically. Idempotent: the same content and key is stored once.
 
-        Raises DiskFull or StoreError and then leaves the store as it was.
+        Files are streamed: memory does not grow with their size. Cut short and repeated, it does not copy again what it had copied.
+        Raises DiskFull or StoreError, UnknownVersion for a parent that is not stored, and then leaves the versions as they were.
         """
 
     @abstractmethod
-    def get(self, ref: ArtifactRef) -> Path:
+    def get(self, ref: ArtifactRef, progress: Progress | None = None) -> Path:
         """A local folder with the artifact's bytes, verified against its digest; treat it as read-only.
 
         Raises UnknownVersion or DigestMismatch.
+        """
+
+    @abstractmethod
+    def diff(self, a: ArtifactRef, b: ArtifactRef) -> list[FileChange]:
+        """How the files of `b` differ from those of `a`, by path. No file's bytes are fetched. Raises UnknownVersion."""
+
+    @abstractmethod
+    def gc(self, dry_run: bool = True, live: Collection[str] = ()) -> GcReport:
+        """Remove what no version and no stage refers to: leftovers of work that was cut short.
+
+        live: ids of the runs under way; what they have begun stays, as does what a `put` under way has stored.
         """
 
     @abstractmethod

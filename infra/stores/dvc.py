@@ -21,17 +21,18 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import filelock
 
 from infra.disk import no_space
-from infra.stores.base import ArtifactRef, ArtifactStore, StageMove, Version, directory_digest
+from infra.progress import Progress
+from infra.stores.base import ArtifactRef, ArtifactStore, FileChange, GcReport, StageMove, Version, directory_digest
 from infra.stores.history import History
 from infra.stores.records import commit_message, read_record, record_path, record_text
 from models.errors import DigestMismatch, DiskFull, OneRewardError, StoreError, UnknownVersion
@@ -83,8 +84,9 @@ class DvcStore(ArtifactStore):
         code_version: str = "",
         config: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
+        progress: Progress | None = None,
     ) -> ArtifactRef:
-        """See ArtifactStore. Also raises UnknownVersion for a parent that is not stored, and StoreError for an unusable folder."""
+        """See ArtifactStore. Also raises StoreError for an unusable folder."""
         _check_name(name)
         files = _check_folder(folder)
         with self._errors(f"store {name}"), self._locked():
@@ -111,7 +113,7 @@ class DvcStore(ArtifactStore):
                 self.history.commit(contents | {record_path(name, number): record.encode()}, commit_message(version))
         return ref
 
-    def get(self, ref: ArtifactRef) -> Path:
+    def get(self, ref: ArtifactRef, progress: Progress | None = None) -> Path:
         """See ArtifactStore. The files are read-only and may be hard links into DVC's cache: never write to them."""
         version = self._version(ref.name, ref.digest)
         target = self.root / "checkouts" / ref.digest
@@ -131,6 +133,23 @@ class DvcStore(ArtifactStore):
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         return target
+
+    def diff(self, a: ArtifactRef, b: ArtifactRef) -> list[FileChange]:
+        before, after = (self._contents(self._version(ref.name, ref.digest)) for ref in (a, b))
+        changes = []
+        for path in sorted(before.keys() | after.keys()):
+            old, new = before.get(path), after.get(path)
+            if old != new:
+                kind: Literal["added", "removed", "changed"] = "added" if old is None else "removed" if new is None else "changed"
+                changes.append(FileChange(path, kind, old and old[1], new and new[1]))
+        return changes
+
+    def gc(self, dry_run: bool = True, live: Collection[str] = ()) -> GcReport:
+        with self._errors("be cleaned"), self._locked():
+            sizes = {path: path.stat().st_size for path in self._unreferenced()}
+            for path in [] if dry_run else sizes:
+                path.unlink()
+        return GcReport(tuple(sorted(str(path.relative_to(self.root)) for path in sizes)), sum(sizes.values()), dry_run)
 
     def find(self, name: str, key: str) -> Version | None:
         return next((v for v in self._newest_first(name) if v.key == key), None) if key else None
@@ -317,15 +336,16 @@ class DvcStore(ArtifactStore):
         shutil.rmtree(self.root / ".dvc" / "tmp", ignore_errors=True)  # DVC's own locks and hash memory, perhaps half written
         if name:
             shutil.rmtree(self.root / "artifacts" / name, ignore_errors=True)
-        self._sweep()
+        for path in self._unreferenced():
+            path.unlink()
         self.history.reset()
         newest = next(self._newest_first(name), None) if name else None
         if newest is not None:
             self._link(newest, self.root / "artifacts" / newest.ref.name)
         self._pending.unlink()
 
-    def _sweep(self) -> None:
-        """Remove cache objects that no committed record leads to: the leftovers of a version that was never stored."""
+    def _unreferenced(self) -> list[Path]:
+        """Cache objects that no committed record leads to: the leftovers of versions that were never stored."""
         cache = self.root / ".dvc" / "cache" / "files" / "md5"
         wanted = set()
         for record in self.history.files("records"):
@@ -334,9 +354,17 @@ class DvcStore(ArtifactStore):
             wanted.add(directory)
             if directory.exists():
                 wanted |= {cache / entry["md5"][:2] / entry["md5"][2:] for entry in json.loads(directory.read_text())}
-        for path in cache.rglob("*"):
-            if path.is_file() and path not in wanted:
-                path.unlink()
+        return [path for path in cache.rglob("*") if path.is_file() and path not in wanted]
+
+    def _contents(self, version: Version) -> dict[str, tuple[str, int]]:
+        """Path -> (MD5, bytes) of a version's files, as DVC's cache has them."""
+        cache = self.root / ".dvc" / "cache" / "files" / "md5"
+        object_id = read_record(self.root / record_path(version.ref.name, version.number))[1]
+        try:
+            entries = json.loads((cache / object_id[:2] / object_id[2:]).read_text())
+            return {e["relpath"]: (e["md5"], (cache / e["md5"][:2] / e["md5"][2:]).stat().st_size) for e in entries}
+        except (OSError, ValueError) as error:
+            raise _mismatch(version, "are missing from the cache or unreadable") from error
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:

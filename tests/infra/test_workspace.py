@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 from sqlalchemy import create_engine, text
 
-from infra.workspace import HOME_VARIABLE, Workspace
+from infra.workspace import HOME_VARIABLE, STORE_VARIABLE, Workspace
 from models.errors import ConfigError
 
 
@@ -25,6 +25,12 @@ def test_a_file_in_place_of_the_home_is_told(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("")
     with pytest.raises(ConfigError, match="not a folder"):
         Workspace.from_env(tmp_path / "home")
+
+
+def test_an_unknown_store_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORE_VARIABLE, "floppy")
+    with pytest.raises(ConfigError, match="floppy"):
+        Workspace.from_env(tmp_path).store.versions()
 
 
 def test_everything_lies_under_the_home(tmp_path: Path) -> None:
