@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -36,6 +37,11 @@ SPOILED = 0.08  # share of targets spoiled and named so, so that the negative pr
 PHOTO_SHARE = 0.1
 KEPT_WEIGHT = 0.1  # weight of tokens wholly outside the mask, which are there to be copied
 WORD_DRAWS = 3.0  # how often a task about words is drawn, relative to its probability: its strokes are the last thing learnt
+FLAWS = (0.45, 0.35, 0.2)  # share of the other targets with none, one and two of the flaws below, which nothing in the request names
+CAST_SD = 0.12  # of the colour cast, per channel, of a range of one
+SOFT_PX = (0.7, 1.6)  # radius of the softness
+JPEG_QUALITY = (6, 20)
+SLIP_PX = 4  # how far what is masked is displaced at most
 SPOILT = {"blurry": ImageFilter.GaussianBlur(2.5), "low quality": ImageFilter.ModeFilter(7)}
 
 
@@ -74,10 +80,35 @@ def requests(taxonomy: Taxonomy, count: int, seed: int) -> Iterator[tuple[Image.
         if rng.random() < SPOILED:
             prompt = list(SPOILT)[rng.integers(len(SPOILT))]
             target = Image.composite(target.filter(SPOILT[prompt]), target, request.mask)
-        elif rng.random() < NO_PROMPT:
-            prompt = ""
+        else:
+            target = Image.composite(_flawed(target, rng), target, request.mask)
+            if rng.random() < NO_PROMPT:
+                prompt = ""
         made += 1
         yield target, request.mask, prompt
+
+
+def _flawed(target: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The target as an unsorted corpus would hold it: as it is, or with a colour cast, softness, JPEG blocks, a displacement.
+
+    A base that has seen only perfect answers has nothing that people could choose between; one trained on what lies about
+    offers good and bad edits of every request, as FLUX Fill does, and how often is known.
+    """
+    for flaw in rng.permutation(4)[: rng.choice(len(FLAWS), p=FLAWS)]:
+        if flaw == 0:
+            cast = np.asarray(target, dtype=np.float32) + rng.normal(0, 255 * CAST_SD, 3)
+            target = Image.fromarray(cast.clip(0, 255).astype(np.uint8))
+        elif flaw == 1:
+            target = target.filter(ImageFilter.GaussianBlur(rng.uniform(*SOFT_PX)))
+        elif flaw == 2:
+            packed = BytesIO()
+            target.save(packed, "JPEG", quality=int(rng.integers(*JPEG_QUALITY)))
+            target = Image.open(packed).convert("RGB")
+        else:
+            x, y = (int(v) for v in rng.integers(2 * SLIP_PX + 1, size=2))
+            wider = np.pad(np.asarray(target), ((SLIP_PX, SLIP_PX), (SLIP_PX, SLIP_PX), (0, 0)), mode="edge")
+            target = Image.fromarray(wider[y : y + target.height, x : x + target.width])
+    return target
 
 
 def scene_request(task: Task, scene: Scene, rng: np.random.Generator):
