@@ -78,6 +78,7 @@ class Candidate(_Row):
     true_cfg: float
     guidance_scale: float
     strength: float  # initial noise strength in (0, 1]
+    stop: int | None = None  # steps taken before x0 was predicted in one; None: all of them were taken
     scheduler: str
     model_digest: str
 

@@ -1,7 +1,7 @@
 """Checkpoints of a policy run: everything needed to go on as if nothing had happened, in safetensors.
 
-    save(folder, step, sets={"policy": ..., "average": ...}, optimizer=optimizer, rows=curve)
-    step, sets, rows = load_newest(folder, optimizer)
+    save(folder, step, sets={"policy": ..., "average": ...}, optimizer=optimizer, record={"curve": rows})
+    step, sets, record = load_newest(folder, optimizer)
 
 A checkpoint is written beside its place and moved there whole, so that a run killed while writing resumes from the one before.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def save(folder: Path, step: int, *, sets: dict[str, dict[str, Tensor]], optimizer: Optimizer, rows: list[dict[str, Any]]) -> Path:
-    """Write `folder/step-<step>` and drop older ones. `sets` are named groups of tensors, `rows` the curve so far."""
+def save(folder: Path, step: int, *, sets: dict[str, dict[str, Tensor]], optimizer: Optimizer, record: dict[str, Any]) -> Path:
+    """Write `folder/step-<step>` and drop older ones. `sets` are named groups of tensors, `record` what has been seen so far."""
     place, draft = folder / f"step-{step:06d}", folder / "draft"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -27,7 +27,7 @@ def save(folder: Path, step: int, *, sets: dict[str, dict[str, Tensor]], optimiz
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, draft / f"{name}.safetensors")
     moments = {f"{index}.{key}": value for index, state in optimizer.state_dict()["state"].items() for key, value in state.items()}
     save_file({key: value.cpu().contiguous() for key, value in moments.items()}, draft / "optimizer.safetensors")
-    (draft / "curve.json").write_text(json.dumps(rows))
+    (draft / "record.json").write_text(json.dumps(record))
     draft.replace(place)
     for older in folder.glob("step-*"):
         if older != place:
@@ -35,8 +35,8 @@ def save(folder: Path, step: int, *, sets: dict[str, dict[str, Tensor]], optimiz
     return place
 
 
-def load_newest(folder: Path, optimizer: Optimizer) -> tuple[int, dict[str, dict[str, Tensor]], list[dict[str, Any]]] | None:
-    """The step, tensor groups and curve of the newest checkpoint, with `optimizer` set to it; None where there is none."""
+def load_newest(folder: Path, optimizer: Optimizer) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """The step, tensor groups and record of the newest checkpoint, with `optimizer` set to it; None where there is none."""
     places = sorted(folder.glob("step-*"))
     if not places:
         return None
@@ -47,4 +47,4 @@ def load_newest(folder: Path, optimizer: Optimizer) -> tuple[int, dict[str, dict
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     sets = {path.stem: load_file(path) for path in place.glob("*.safetensors") if path.stem != "optimizer"}
-    return int(place.name.removeprefix("step-")), sets, json.loads((place / "curve.json").read_text())
+    return int(place.name.removeprefix("step-")), sets, json.loads((place / "record.json").read_text())

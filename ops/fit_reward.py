@@ -5,12 +5,14 @@
 Minimises L = -1/2 E[ log P(Yes | winner, loser, q) + log P(No | loser, winner, q) ] over the training split, stops when the accuracy on
 the validation split no longer rises, and keeps the best weights; the base judge, at step 0, is the first contender. Writes model/ (merged
 when LoRA, with its processor), adapter/ (LoRA only), curve.jsonl, accuracy.jsonl (validation pairs, both orders, base and fitted),
-metrics.json and pictures/. Nothing outside `out` is touched, so an interrupted run leaves nothing behind. One process and one
+metrics.json and pictures/. With `second_share` the labels of some source images go to a second judge alone (second/), which never rewards:
+it watches the policy in training. Nothing outside `out` is touched, so an interrupted run leaves nothing behind. One process and one
 device: the vision tower is called apart from the language model, which data-parallel wrappers do not follow.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -33,6 +35,8 @@ from ops.folders import save_picture, write_metrics
 from ops.judge_accuracy import PairImages, ask, both_orders, cell_means, decisions, mean_over_cells, origins_of, pair_rows, summarise
 from ops.pictures import curves, rates
 
+SECOND = "second"  # folder of the judge that watches
+
 
 class FitRewardConfig(OpConfig):
     """How the judge is fitted."""
@@ -50,6 +54,12 @@ class FitRewardConfig(OpConfig):
     patience: int = pydantic.Field(6, ge=1, description="Accuracies in a row without a new best before stopping (ours).")
     max_pairs: int = pydantic.Field(0, ge=0, description="Training pairs at most, drawn at random; 0 takes all (ours).")
     max_validation_pairs: int = pydantic.Field(0, ge=0, description="Validation pairs at most, drawn at random; 0 takes all (ours).")
+    second_share: float = pydantic.Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training source images whose pairs go to a second judge alone, which watches the policy (ours).",
+    )
     paste_source: bool = pydantic.Field(True, description="Show candidates pasted into the source image outside the mask (ours).")
     dtype: Literal["float32", "bfloat16"] = pydantic.Field(
         "float32", description="Type of the weights (ours); bfloat16 is meant for LoRA: full training at 1e-6 is lost in its rounding."
@@ -87,20 +97,70 @@ def fit_reward(
     rows = read_rows(pairs / "pairs.jsonl", Pair)
     train = _pick(rows, "train", config.max_pairs, config.seed)
     validation = _pick(rows, "validation", config.max_validation_pairs, config.seed)
-    origins_of(curated, train)  # fail before training when the artifacts do not belong together
-    judge = Judge.load(base_judge, taxonomy, getattr(torch, config.dtype))
-    judge.model.to(default_device())
-    if config.gradient_checkpointing:
-        judge.model.activation_checkpointing_enable()
-    fit = _Fit(config, judge, taxonomy, PairImages(curated, candidates, config.paste_source), validation, progress)
-    fit.run(train)
+    first, second = _shares(train, origins_of(curated, train), config.second_share)  # fails early when artifacts do not belong together
+    images = PairImages(curated, candidates, config.paste_source)
+    told = _fit_second(config, base_judge, taxonomy, images, second, validation, out / SECOND, progress) if second else None
+    fit = _fit(config, base_judge, taxonomy, images, first, validation, progress, "fit_reward")
     fit.save(out)
-    metrics, figures = _report(fit, len(train), origins_of(curated, validation))
+    metrics, figures = _report(fit, len(first), origins_of(curated, validation))
+    metrics["second"] = told
     _write_lines(out / "curve.jsonl", fit.curve)
     _write_lines(out / "accuracy.jsonl", figures)
     _draw(out, metrics, fit.curve)
     write_metrics(out, metrics)
     return metrics
+
+
+def _fit(
+    config: FitRewardConfig,
+    base_judge: Path,
+    taxonomy: Taxonomy,
+    images: PairImages,
+    train: Sequence[Pair],
+    validation: Sequence[Pair],
+    progress: Progress,
+    label: str,
+) -> _Fit:
+    """A judge fitted to `train`, with the record of its fitting."""
+    judge = Judge.load(base_judge, taxonomy, getattr(torch, config.dtype))
+    judge.model.to(default_device())
+    if config.gradient_checkpointing:
+        judge.model.activation_checkpointing_enable()
+    fit = _Fit(config, judge, taxonomy, images, validation, progress, label)
+    fit.run(train)
+    return fit
+
+
+def _fit_second(
+    config: FitRewardConfig,
+    base_judge: Path,
+    taxonomy: Taxonomy,
+    images: PairImages,
+    train: Sequence[Pair],
+    validation: Sequence[Pair],
+    out: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Fit the judge that watches into `out`, from another seed; what metrics.json says of it."""
+    config = config.model_copy(update={"seed": config.seed + 1})
+    fit = _fit(config, base_judge, taxonomy, images, train, validation, progress, "fit_reward, second judge")
+    fit.save(out)
+    right = mean_over_cells(validation, decisions(*fit.best_odds)[0])
+    return {"mean_accuracy": right, "pairs_train": len(train), "best_step": fit.best_step}
+
+
+def _shares(train: list[Pair], origins: Sequence[str], share: float) -> tuple[list[Pair], list[Pair]]:
+    """The pairs of the judge and those of the second: whole photographs and scenes, by a hash of their names.
+
+    Raises NotEnoughData where one of the two would have none.
+    """
+    seconds = [int(hashlib.sha256(origin.encode()).hexdigest()[:8], 16) < share * 2**32 for origin in origins]
+    first, second = ([pair for pair, is_second in zip(train, seconds, strict=True) if is_second == side] for side in (False, True))
+    if not first or (share and not second):
+        raise NotEnoughData(
+            f"{len(train)} training pairs do not share out over two judges.", "Label more images, or set second_share to 0."
+        )
+    return first, second
 
 
 def _pick(rows: Sequence[Pair], split: str, most: int, seed: int) -> list[Pair]:
@@ -128,10 +188,17 @@ class _Fit:
     """The training loop and its state: log-odds on the validation pairs of the untouched judge (`base_odds`) and of what is kept."""
 
     def __init__(
-        self, config: FitRewardConfig, judge: Judge, taxonomy: Taxonomy, images: PairImages, validation: Sequence[Pair], progress: Progress
+        self,
+        config: FitRewardConfig,
+        judge: Judge,
+        taxonomy: Taxonomy,
+        images: PairImages,
+        validation: Sequence[Pair],
+        progress: Progress,
+        label: str,
     ):
         self.config, self.judge, self.taxonomy, self.images = config, judge, taxonomy, images
-        self.validation, self.progress = validation, progress
+        self.validation, self.progress, self.label = validation, progress, label
         self.curve: list[dict[str, Any]] = []
         self.best = (-1.0, 0.0)  # accuracy, then minus loss: on few pairs ties in accuracy are frequent
         self.best_step = self.step = 0
@@ -159,7 +226,7 @@ class _Fit:
         losses: list[float] = []  # since the last evaluation
         stale = 0  # evaluations since the best
         self.judge.model.train()
-        with self.progress.bar("fit_reward", total=config.steps, unit="step") as bar:
+        with self.progress.bar(self.label, total=config.steps, unit="step") as bar:
             while self.step < config.steps and stale < config.patience:
                 losses.append(self._gradient(next(batches)))
                 torch.nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm)
@@ -200,7 +267,7 @@ class _Fit:
     def _ask(self) -> tuple[Tensor, Tensor]:
         """Log-odds of the judge as it is now on the validation pairs, in both orders."""
         size = self.config.micro_batch or self.config.batch_size
-        label = f"fit_reward: validation at step {self.step}"
+        label = f"{self.label}: validation at step {self.step}"
         return ask(self.judge, self.taxonomy, self.images, self.validation, batch_size=size, progress=self.progress, label=label)
 
     def save(self, out: Path) -> None:

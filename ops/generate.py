@@ -2,7 +2,8 @@
 
     generate(GenerateConfig(), base, curated, out, Progress(print), Taxonomy.load())
 
-Every drawn value is stored with its candidate, so any one candidate can be made again from its row alone.
+With `one_step` some are predictions of x0 from a stop step, the kind of picture that RL shows the judge of the policy. Every drawn value
+is stored with its candidate, so any one candidate can be made again from its row alone.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ class GenerateConfig(OpConfig):
     negative_prompts: list[str] = Field(
         ["", "nsfw", "blurry", "low quality"], min_length=1, description="negative prompts drawn from (paper: none and these three)"
     )
+    one_step: float = Field(
+        0.0, ge=0, le=1, description="share of candidates predicted in one step from a stop step, as RL will show the judge (ours)"
+    )
+    one_step_of: int = Field(28, ge=2, description="inference steps of those, the policy's (ours)")
+    stop_low: int = Field(14, ge=1, description="earliest stop step of those, the policy's (ours)")
+    stop_high: int = Field(27, ge=1, description="latest stop step of those, the policy's (ours)")
     policy: str = Field("base", description="whose samples: `base`, a stage such as `production`, or the digest of a release (ours)")
     chunk: int = Field(64, ge=1, description="conditions encoded at once; their candidates of equal settings run as one batch (ours)")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the networks (ours)")
@@ -53,6 +60,8 @@ class GenerateConfig(OpConfig):
         for name in ("steps", "true_cfg"):
             if getattr(self, f"{name}_low") > getattr(self, f"{name}_high"):
                 raise ValueError(f"{name}_low is above {name}_high")
+        if not self.stop_low <= self.stop_high < self.one_step_of:
+            raise ValueError(f"stop steps {self.stop_low}..{self.stop_high} must lie inside 1..{self.one_step_of - 1}")
         if wrong := [value for value in self.strengths if not 0 < value <= 1]:
             raise ValueError(f"noise strengths {wrong} are outside (0, 1]")
         return self
@@ -96,6 +105,7 @@ def generate(
                 true_cfg=[row.true_cfg for row in batch],
                 guidance_scale=config.guidance_scale,
                 strength=[row.strength for row in batch],
+                stop=[row.stop for row in batch],
             )
             for row, picture in zip(batch, pictures, strict=True):
                 writer.add(row.id, to_pil(picture))
@@ -110,8 +120,9 @@ def generate(
 def _draw(config: GenerateConfig, condition: Condition, scheduler: str, model_digest: str) -> list[Candidate]:
     """One condition's candidates; a condition draws the same values whatever else is in the batch."""
     rng = np.random.default_rng([config.seed, int.from_bytes(hashlib.sha256(condition.id.encode()).digest()[:8], "big")])
-    return [
-        Candidate(
+    rows = []
+    for index in range(config.per_condition):
+        row = Candidate(
             id=f"{condition.id}.{index}",
             condition_id=condition.id,
             index=index,
@@ -123,9 +134,14 @@ def _draw(config: GenerateConfig, condition: Condition, scheduler: str, model_di
             strength=float(rng.choice(config.strengths)),
             scheduler=scheduler,
             model_digest=model_digest,
+            stop=None,
         )
-        for index in range(config.per_condition)
-    ]
+        stop = int(rng.integers(config.stop_low, config.stop_high + 1))
+        if rng.random() < config.one_step:
+            shown = {"steps": config.one_step_of, "true_cfg": config.true_cfg_low, "strength": 1.0, "stop": stop}
+            row = row.model_copy(update=shown)
+        rows.append(row)
+    return rows
 
 
 def _picture(out: Path, taxonomy: Taxonomy, conditions: list[Condition], shards: ShardReader, per_condition: int) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +39,10 @@ from models.records import Condition, read_rows
 from models.shards import ShardReader
 from models.taxonomy import Task, Taxonomy
 from ops.checkpoints import load_newest, save
+from ops.fit_reward import SECOND
 from ops.folders import write_metrics
 from ops.policy_health import measure_health, rewarded_dimensions, shown_pasted
+from ops.policy_watch import Watch, summary
 
 MODES = ("static", "ema")
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # all weights in each process, as `Shadow` needs
@@ -67,8 +70,11 @@ class TrainPolicyConfig(OpConfig):
     lora_alpha: int = Field(32, ge=1, description="LoRA scale (ours)")
     keep_weight: float = Field(0.0, ge=0, description="weight of the squared drift outside the mask; the paper has no such term (ours)")
     least_judged: float = Field(0.5, ge=0, le=1, description="cells whose judge accuracy's lower bound is under this give no reward (ours)")
-    checkpoint_every: int = Field(50, ge=1, description="iterations between checkpoints (ours)")
-    health_conditions: int = Field(32, ge=1, description="validation conditions on which health is measured (ours)")
+    checkpoint_every: int = Field(50, ge=1, description="iterations between checkpoints, each compared with the base (ours)")
+    patience: int = Field(0, ge=0, description="checkpoints in a row no better than the best before stopping; 0 never stops (ours)")
+    watch_per_task: int = Field(
+        16, ge=1, description="validation conditions per task on which checkpoints are compared and health is measured (ours)"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of frozen weights and activations (ours)")
     gradient_checkpointing: bool = Field(False, description="trade time for memory (ours)")
     seed: int = Field(0, description="seed of every draw (ours)")
@@ -118,8 +124,9 @@ def train_policy(
         for step in range(done, config.iterations):
             row = trainer.iterate(step)
             bar.advance(1, loss=row["loss"], reward=row["reward"])
-            if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.iterations:
-                trainer.checkpoint(checkpoints, step + 1)
+            due = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.iterations
+            if due and not trainer.checkpoint(checkpoints, step + 1, progress):
+                break
     return trainer.finish(out, progress) if main else {}
 
 
@@ -166,7 +173,28 @@ class Trainer:
         self.tasks = [t for t in taxonomy.active if self.rewarded[t.name] and any(c.task == t.name for c in self.conditions)]
         if not self.tasks:
             raise NotEnoughData(f"{curated} has no training condition of a task the judge can judge.", "Label more, or lower least_judged.")
+        self.best = Shadow(self.parameters)
+        self.watch = self._watch(judge, dtype)
         self.rows: list[dict[str, Any]] = []
+
+    def _watch(self, judge: Path, dtype: torch.dtype) -> Watch:
+        config, second = self.config, None
+        if (judge / SECOND).is_dir():
+            second = Judge.load(judge / SECOND, self.taxonomy, dtype)
+            second.model.to(self.accelerator.device).requires_grad_(False)
+        return Watch(
+            self.sampler,
+            self.base,
+            self.judge,
+            second,
+            self.shards,
+            self._validation(),
+            self.taxonomy,
+            settings={"steps": config.steps, "true_cfg": config.true_cfg, "guidance_scale": config.guidance_scale},
+            negative_prompt=config.negative_prompt,
+            batch_size=config.batch_size,
+            pasted=self.paste_source,
+        )
 
     def iterate(self, step: int) -> dict[str, Any]:
         """One iteration of Algorithm 1 or 2. Its draws depend on (seed, step) alone, so a resumed run repeats nothing and skips nothing."""
@@ -249,13 +277,26 @@ class Trainer:
     def _validation(self) -> list[Condition]:
         rows = [row for row in read_rows(self.curated / "conditions.jsonl", Condition) if row.split == "validation"]
         order = np.random.default_rng(self.config.seed).permutation(len(rows))
-        return [rows[i] for i in order[: self.config.health_conditions]]
+        return [
+            c for task in self.taxonomy.active for c in [rows[i] for i in order if rows[i].task == task.name][: self.config.watch_per_task]
+        ]
 
-    def checkpoint(self, folder: Path, step: int) -> None:
-        """Save where the run stands (main process only)."""
+    def checkpoint(self, folder: Path, step: int, progress: Progress) -> bool:
+        """Compare what would be delivered with the base, keep it when it is the best so far, save where the run stands.
+
+        Main process only; every process is told whether to go on.
+        """
+        stop = False
         if self.accelerator.is_main_process:
-            sets = {"policy": dict(self.parameters), "average": self.average.values}
-            save(folder, step, sets=sets, optimizer=self.optimizer, rows=self.rows)  # type: ignore[arg-type]
+            with self.average.applied() if self.config.deliver == "average" else nullcontext():
+                self.watch.look(self.policy, step, progress, f"policy {self.mode}: validation at step {step}")
+                if self.watch.best == step:
+                    self.best.follow(0)
+            sets = {"policy": dict(self.parameters), "average": self.average.values, "best": self.best.values}
+            record = {"curve": self.rows, "looks": self.watch.rows}
+            save(folder, step, sets=sets, optimizer=self.optimizer, record=record)  # type: ignore[arg-type]
+            stop = self.watch.stale(self.config.patience)
+        return not self.accelerator.reduce(torch.tensor(float(stop), device=self.accelerator.device)).item()
 
     def resume(self, folder: Path) -> int:
         """Take the newest checkpoint, if any; returns the number of iterations already done."""
@@ -265,28 +306,32 @@ class Trainer:
             raise ConfigError(f"The processes found checkpoints of steps {steps} in {folder}.", "Keep it where every machine sees it.")
         if found is None:
             return 0
-        step, sets, self.rows = found
+        step, sets, record = found
+        self.rows, self.watch.rows = record["curve"], record["looks"]
         for name, value in sets["policy"].items():
             self.parameters[name].data.copy_(value)
         self.average.load(sets["average"])
+        self.best.load(sets["best"])
         return step
 
     def finish(self, out: Path, progress: Progress) -> dict[str, Any]:
-        """Write the version: weights, curve, health, pictures."""
-        if self.config.deliver == "average":
-            for name, parameter in self.parameters.items():
-                parameter.data.copy_(self.average.values[name])
+        """Write the version: weights of the best checkpoint, curve, what was seen of every checkpoint, health, pictures."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(self.best.values[name])
+        looks = summary(self.watch.rows)
         metrics = {
             "mode": self.mode,
             "delivered": self.config.deliver,
             "rewarded": {task: list(dimensions) for task, dimensions in self.rewarded.items()},
             "steps": len(self.rows),
+            "best_step": self.watch.best,
+            "looks": looks,
             **measure_health(
                 self.policy,
                 self.base,
                 self.sampler,
                 self.shards,
-                self._validation(),
+                self.watch.conditions,
                 self.rows,
                 self.taxonomy,
                 steps=self.config.steps,
@@ -301,5 +346,7 @@ class Trainer:
         forget_origin(folder)
         with (out / "curve.jsonl").open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        with (out / "checkpoints.jsonl").open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.watch.rows)
         write_metrics(out, metrics)
         return metrics

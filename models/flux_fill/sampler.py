@@ -195,28 +195,26 @@ class Sampler:
         true_cfg: float | Sequence[float] = 1.0,
         guidance_scale: float = 1.0,
         strength: float | Sequence[float] = 1.0,
+        stop: int | Sequence[int | None] | None = None,
     ) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] in the order of `encoded`; steps, guidance and strength per row or for all.
+        """Pictures [B, 3, H, W] in [0, 1] in the order of `encoded`; steps, guidance, strength and stop per row or for all.
 
-        Rows of equal steps and strength run as one batch. Raises ConfigError as `denoise`.
+        A row with a stop is denoised for so many steps and then predicted in one, as the policy's turn in training; without, it runs
+        to the end. Rows of equal steps, strength and stop run as one batch. Raises ConfigError as `denoise`.
         """
         count = len(encoded)
-        every_steps, every_cfg, every_strength = _each(steps, count), _each(true_cfg, count), _each(strength, count)
-        groups: dict[tuple[int, float], list[int]] = defaultdict(list)
-        for row, setting in enumerate(zip(every_steps, every_strength, strict=True)):
+        every_cfg = _each(true_cfg, count)
+        groups: dict[tuple[int, float, int | None], list[int]] = defaultdict(list)
+        for row, setting in enumerate(zip(_each(steps, count), _each(strength, count), _each(stop, count), strict=True)):
             groups[setting].append(row)
         noise = self.noise(seeds, encoded.height, encoded.width)
         pictures = torch.empty(count, 3, encoded.height, encoded.width, device=noise.device)
-        for (group_steps, group_strength), rows in groups.items():
-            x0, _ = self.denoise(
-                transformer,
-                encoded.select(rows),
-                noise[rows],
-                steps=group_steps,
-                true_cfg=[every_cfg[row] for row in rows],
-                guidance_scale=guidance_scale,
-                strength=group_strength,
+        for (group_steps, group_strength, group_stop), rows in groups.items():
+            part, guidance = encoded.select(rows), {"true_cfg": [every_cfg[row] for row in rows], "guidance_scale": guidance_scale}
+            x, sigma = self.denoise(
+                transformer, part, noise[rows], steps=group_steps, strength=group_strength, stop=group_stop, **guidance
             )
+            x0 = x if group_stop is None else self.predict_x0(transformer, x, sigma, part, **guidance)
             pictures[rows] = self.decode(x0, encoded.height, encoded.width)
         return pictures
 
@@ -275,7 +273,7 @@ class Sampler:
         return self.pipe.vae.encode(pixels.to(self.pipe.vae.dtype)).latent_dist.mode()
 
 
-def _each(value: float | Sequence[float], count: int) -> list:
+def _each(value: Any, count: int) -> list:
     """One value per row from one for all or a list of them."""
     values = list(value) if isinstance(value, Sequence) else [value] * count
     if len(values) != count:

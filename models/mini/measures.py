@@ -60,13 +60,13 @@ def _prompt_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[s
     return -float(error.sum() / (F.avg_pool2d(mask[None], cell).sum() * 3).clamp(min=1e-6))
 
 
-def _smoothness_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
-    def variation(picture: Tensor) -> Tensor:
+def _texture_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+    def variation(picture: Tensor) -> float:
         right = F.pad((picture[:, :, 1:] - picture[:, :, :-1]).abs(), (0, 1))
         down = F.pad((picture[:, 1:] - picture[:, :-1]).abs(), (0, 0, 0, 1))
-        return F.avg_pool2d((right + down)[None], 5, stride=1, padding=2)[0]
+        return inside(right + down, mask)
 
-    return -inside((variation(image) - variation(target)).abs(), mask)
+    return -abs(variation(image) - variation(target))
 
 
 def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
@@ -95,7 +95,7 @@ MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any]], float]] =
     "edge_agreement": _edge_agreement,
     "seam_agreement": _seam_agreement,
     "prompt_agreement": _prompt_agreement,
-    "smoothness_agreement": _smoothness_agreement,
+    "texture_agreement": _texture_agreement,
     "glyph_agreement": _glyph_agreement,
     "clean_agreement": _clean_agreement,
 }

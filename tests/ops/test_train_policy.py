@@ -43,7 +43,7 @@ TAXONOMY = Taxonomy.load()
 Parts = tuple[Path, Path, Path]  # FLUX Fill, judge, curated dataset
 LEAVE_S = 60  # a process left behind would wait for the others for half an hour
 QUICK = TrainPolicyConfig(
-    iterations=4, batch_size=2, learning_rate=1e-3, steps=3, stop_low=1, stop_high=2, checkpoint_every=2, health_conditions=2, warmup=0
+    iterations=4, batch_size=2, learning_rate=1e-3, steps=3, stop_low=1, stop_high=2, checkpoint_every=2, watch_per_task=1, warmup=0
 )
 
 

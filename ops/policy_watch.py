@@ -1,0 +1,184 @@
+"""What becomes of a policy while it is trained, and which of its checkpoints to deliver, without asking the truth.
+
+    watch = Watch(sampler, base, judge, second, shards, conditions, taxonomy, steps=8, ...)
+    watch.look(policy, 20)                 # rows for checkpoints.jsonl
+    watch.choose()                         # the step of the checkpoint to deliver
+
+Validation conditions are edited by policy and base from the same noise. Two judges compare each pair in both orders: the one that rewards,
+and a second one, fitted on labels of other source images, which the policy has never been trained against. Over-optimisation shows as the
+first judge going on to prefer the policy while the second no longer does (Gao et al., 2023, arXiv 2210.10760). The checkpoint delivered is
+the one that the second judge prefers most often. Where the perfect edit is known the acceptance measure's verdict is recorded beside
+them, for hindsight alone: no choice reads it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from infra.progress import Progress
+from models.adapters import Shadow
+from models.flux_fill.sampler import Encoded, Sampler
+from models.images import paste, to_mask, to_tensor
+from models.judge import Judge
+from models.mini.acceptance import accept
+from models.records import Condition
+from models.shards import ShardReader
+from models.taxonomy import Task, Taxonomy
+from ops.statistics import nested_mean, outcome
+
+TIE_TOLERANCE = 0.02  # ours: as in evaluation
+
+
+class Look(TypedDict):
+    """One dimension of one edit of one checkpoint against the base's edit from the same noise. A line of checkpoints.jsonl."""
+
+    step: int
+    condition_id: str
+    source_id: str
+    origin: str
+    task: str
+    dimension: str
+    judge: float  # P(policy's is better), mean of both orders, by the judge that rewards
+    second: float | None  # the same by the second judge
+    measure_win: float | None  # 1, 1/2 or 0 by the acceptance measure; None where no perfect edit is known
+
+
+class Watch:
+    """Edits of validation conditions by base and policy, compared as training goes on; `rows` holds what was seen.
+
+    Args:
+        base: the weights that training started from.
+        judge, second: the judge that rewards, and the one that does not (None where the reward model has none).
+        settings: of `Sampler.sample`: steps, true_cfg, guidance_scale.
+        pasted: show the judges edits pasted into their source, as they were fitted.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        base: Shadow,
+        judge: Judge,
+        second: Judge | None,
+        shards: ShardReader,
+        conditions: Sequence[Condition],
+        taxonomy: Taxonomy,
+        *,
+        settings: dict[str, Any],
+        negative_prompt: str,
+        batch_size: int,
+        pasted: bool,
+    ):
+        self.sampler, self.base, self.judge, self.second = sampler, base, judge, second
+        self.conditions, self.shards, self.taxonomy = conditions, shards, taxonomy
+        self.settings, self.negative_prompt, self.pasted = settings, negative_prompt, pasted
+        self.rows: list[Look] = []
+        self._sources = [(to_tensor(shards[f"{c.id}.image"]), to_mask(shards[f"{c.id}.mask"])) for c in conditions]
+        groups: dict[tuple[str, torch.Size], list[int]] = defaultdict(list)
+        for place, condition in enumerate(conditions):
+            groups[condition.task, self._sources[place][0].shape].append(place)
+        self._batches = [places[i : i + batch_size] for places in groups.values() for i in range(0, len(places), batch_size)]
+        self._before: dict[int, Tensor] = {}  # the base's edits, [3, H, W]
+        self._scores: dict[tuple[int, str], float] = {}  # and their acceptance measures
+
+    @torch.no_grad()
+    def look(self, policy: nn.Module, step: int, progress: Progress, label: str) -> None:
+        """Compare the weights now in `policy` with the base, and add the rows of `step`."""
+        with progress.bar(label, len(self.conditions), "condition") as bar:
+            for places in self._batches:
+                images, masks = (torch.stack(parts) for parts in zip(*(self._sources[place] for place in places), strict=True))
+                encoded = self._encode(images, masks, places)
+                # the seed is the condition's place, so that base and policy start from one noise
+                after = self.sampler.sample(policy, encoded, places, **self.settings).cpu()  # type: ignore[arg-type]
+                if places[0] not in self._before:
+                    with self.base.applied():
+                        before = self.sampler.sample(policy, encoded, places, **self.settings).cpu()  # type: ignore[arg-type]
+                    self._before |= zip(places, before, strict=True)
+                before = torch.stack([self._before[place] for place in places])
+                pasted = paste(images, after, masks), paste(images, before, masks)
+                self._add(step, places, pasted if self.pasted else (after, before), pasted)
+                bar.advance(len(places))
+
+    def _encode(self, images: Tensor, masks: Tensor, places: Sequence[int]) -> Encoded:
+        prompts, device = [self.conditions[place].prompt for place in places], self.sampler.pipe.device
+        negatives = [self.negative_prompt] * len(places) if self.settings["true_cfg"] > 1 else None
+        return self.sampler.encode(images.to(device), masks.to(device), prompts, negatives)
+
+    def _add(self, step: int, places: Sequence[int], shown: tuple[Tensor, Tensor], pasted: tuple[Tensor, Tensor]) -> None:
+        """The rows of one batch: `shown` to the judges, `pasted` measured; each the policy's edits and the base's, [B, 3, H, W]."""
+        conditions = [self.conditions[place] for place in places]
+        task = self.taxonomy.task(conditions[0].task)
+        opinions = [self._opinions(judge, task, conditions, *shown) if judge else None for judge in (self.judge, self.second)]
+        for row, (place, condition) in enumerate(zip(places, conditions, strict=True)):
+            for dimension in task.dimensions:
+                judged, seconded = (told[dimension][row] if told else None for told in opinions)
+                assert judged is not None
+                self.rows.append(
+                    Look(
+                        step=step,
+                        condition_id=condition.id,
+                        source_id=condition.source_id,
+                        origin=condition.origin,
+                        task=task.name,
+                        dimension=dimension,
+                        judge=judged,
+                        second=seconded,
+                        measure_win=self._measured(place, dimension, pasted[0][row], pasted[1][row]),
+                    )
+                )
+
+    def _opinions(self, judge: Judge, task: Task, conditions: Sequence[Condition], after: Tensor, before: Tensor) -> dict[str, list[float]]:
+        """Dimension -> P(the policy's edit is better) [B], mean of both orders."""
+        seen = judge.encode(after), judge.encode(before)
+        first, second = seen[0].join(seen[1]), seen[1].join(seen[0])
+        found = {}
+        for dimension in task.dimensions:
+            queries = [self.taxonomy.query(task.name, dimension, condition.prompt) for condition in conditions] * 2
+            forward, backward = judge.compare(first, second, queries).sigmoid().view(2, -1)
+            found[dimension] = ((forward + 1 - backward) / 2).tolist()
+        return found
+
+    def _measured(self, place: int, dimension: str, after: Tensor, before: Tensor) -> float | None:
+        condition, key = self.conditions[place], f"{self.conditions[place].id}.target"
+        if condition.kind != "scene" or key not in self.shards:
+            return None
+        target, mask, name = to_tensor(self.shards[key]), self._sources[place][1], self.taxonomy.dimension(dimension).accepted_by
+        score = partial(accept, name, target=target, mask=mask, truth=condition.truth, prompt=condition.prompt)
+        if (place, dimension) not in self._scores:
+            self._scores[place, dimension] = score(image=before)
+        ours, theirs = score(image=after), self._scores[place, dimension]
+        return outcome(ours - theirs, TIE_TOLERANCE * max(abs(ours), abs(theirs)))
+
+    @property
+    def best(self) -> int | None:
+        """The step of the checkpoint to deliver: the one the second judge prefers most, the last one where there is no second judge."""
+        points = summary(self.rows)
+        if not points or self.second is None:
+            return points[-1]["step"] if points else None
+        return max(points, key=lambda point: point["second"])["step"]  # the first of equals
+
+    def stale(self, patience: int) -> bool:
+        """Whether `patience` checkpoints in a row were no better than the best; never with 0."""
+        later = [point for point in summary(self.rows) if self.best is not None and point["step"] > self.best]
+        return 0 < patience <= len(later)
+
+
+def summary(rows: Sequence[Look]) -> list[dict[str, Any]]:
+    """Per step, in order: the share of comparisons won by each opinion, mean over tasks of means over dimensions; None where unknown."""
+    steps: dict[int, list[Look]] = defaultdict(list)
+    for row in rows:
+        steps[row["step"]].append(row)
+    return [{"step": step, **{by: _share(steps[step], by) for by in ("judge", "second", "measure_win")}} for step in sorted(steps)]
+
+
+def _share(rows: Sequence[Look], by: Literal["judge", "second", "measure_win"]) -> float | None:
+    known = [(row, value) for row in rows if (value := row[by]) is not None]
+    if not known:
+        return None
+    won = [value if by == "measure_win" else outcome(value - 0.5) for _, value in known]
+    return nested_mean(won, [[row["task"] for row, _ in known], [row["dimension"] for row, _ in known]])
