@@ -17,7 +17,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -285,7 +284,7 @@ def _items(
     items = []
     with progress.bar("evaluation: measures", len(edited), "image") as bar:
         for job, name in edited:
-            edit, accepted = edits[job.key(name)], partial(accept, prompt=job.condition.prompt)
+            edit = edits[job.key(name)]
             items.append(
                 Item(
                     split=job.condition.split,
@@ -300,7 +299,7 @@ def _items(
                     policy_digest=digests[name],
                     judge_digest=judge_digest,
                     measures=_measures(measure, "labelled_by", job, edit, shards, taxonomy),
-                    acceptance_measures=_measures(accepted, "accepted_by", job, edit, shards, taxonomy),
+                    acceptance_measures=_measures(accept, "accepted_by", job, edit, shards, taxonomy),
                     judge=opinions.get(job.key(name), {}),
                     preservation_psnr=psnr[job.key(name)],
                 )
@@ -317,8 +316,8 @@ def _measures(
     if job.condition.kind != SCENE or key not in shards:
         return {}
     dimensions = map(taxonomy.dimension, taxonomy.task(job.condition.task).dimensions)
-    image, target = to_tensor(edit), to_tensor(shards[key])
-    return {each.name: scored(getattr(each, family), image, target, job.mask, job.condition.truth) for each in dimensions}
+    known = to_tensor(edit), to_tensor(shards[key]), job.mask, job.condition.truth, job.condition.prompt
+    return {each.name: scored(getattr(each, family), *known) for each in dimensions}
 
 
 def _judge_accuracy(

@@ -20,6 +20,7 @@ import json
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,8 @@ def _scores(
                 edits = {name: paste(source, to_tensor(answered[name]), mask) for name in ids}
                 for dimension in taxonomy.task(condition.task).dimensions:
                     known = taxonomy.dimension(dimension).labelled_by
-                    scores[condition_id, dimension] = {name: measure(known, edits[name], target, mask, condition.truth) for name in ids}
+                    score = partial(measure, known, target=target, mask=mask, truth=condition.truth, prompt=condition.prompt)
+                    scores[condition_id, dimension] = {name: score(image=edits[name]) for name in ids}
             bar.advance()
     return scores
 

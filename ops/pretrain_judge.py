@@ -95,7 +95,9 @@ def make_bank(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed: i
     dense = torch.stack([_dense_figures(edits[:, v], targets, masks, objects) for v in range(VARIANTS)], dim=1)
     scores = [
         {
-            name: torch.tensor([measure(taxonomy.dimension(name).labelled_by, e, targets[r], masks[r], truths[r]) for e in edits[r]])
+            name: torch.tensor(
+                [measure(taxonomy.dimension(name).labelled_by, e, targets[r], masks[r], truths[r], prompts[r]) for e in edits[r]]
+            )
             for name in tasks[r].dimensions
         }
         for r in range(count)

@@ -1,6 +1,6 @@
 """Ground-truth measures of an edit whose perfect answer is known. Higher is better; zero (one for glyphs) is perfect.
 
-    measure("seam_agreement", image, target, mask, truth)
+    measure("seam_agreement", image, target, mask, truth, prompt)
 
 The taxonomy names one per dimension. The scripted annotator labels with them and evaluation reports win rates by them.
 Images are float32 [3, H, W] in [0, 1], masks [1, H, W] in {0, 1}; only pixels inside the mask count. Formulas: docs/measures.md.
@@ -9,6 +9,7 @@ Images are float32 [3, H, W] in [0, 1], masks [1, H, W] in {0, 1}; only pixels i
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from models.errors import ConfigError
 RING_PX = 3  # ours: width of the ring inside the mask's edge that consistency looks at, at 64 px
 POOL_PX = 4  # ours: cell of the pooled colour difference, at 64 px
 SHIFT_PX = 2  # ours: how far lettering may be displaced and still count as the same
+INK = 0.2  # ours: how far a column's luma lies from the paper's where a letter touches it
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -43,24 +45,41 @@ def _gradients(image: Tensor) -> Tensor:
     return F.conv2d(padded, torch.stack([kernel, kernel.T])[:, None])[0]
 
 
-def _edge_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+def _edge_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
     return -inside((_gradients(image) - _gradients(target)).abs(), mask)
 
 
-def _seam_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+def _seam_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
     width = _scaled(RING_PX, image)
     outside = F.pad(1 - mask, (width,) * 4, value=0.0)  # the frame of the picture is no seam
     ring = mask * F.max_pool2d(outside[None], 2 * width + 1, stride=1)[0]
     return -inside((image - target).abs(), ring)
 
 
-def _prompt_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+def _prompt_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+    word = truth.get("word")
+    if word and f'"{word["text"]}"' in prompt:
+        return _letters_agreement(image, target, word)
     cell = _scaled(POOL_PX, image)
     error = F.avg_pool2d((image - target)[None] * mask, cell)[0].abs()
     return -float(error.sum() / (F.avg_pool2d(mask[None], cell).sum() * 3).clamp(min=1e-6))
 
 
-def _texture_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+def _letters_agreement(image: Tensor, target: Tensor, word: dict[str, Any]) -> float:
+    """Mean over the word's letters of how well each agrees with the target's, at its place: absolute correlation in its strip."""
+    x0, y0, x1, y1 = word["box"]
+    asked, seen = luma(target)[y0:y1, x0:x1], luma(image)[y0:y1, x0:x1]
+    ink = (asked - asked.median()).abs().amax(0) > INK  # columns that letters touch
+    first, last = int(ink.nonzero()[0]), int(ink.nonzero()[-1])
+    edges = torch.linspace(first, last + 1, len(word["text"]) + 1).round().int().tolist()
+    found = []
+    for left, right in pairwise(edges):
+        pair = torch.stack([asked[:, left:right].flatten(), seen[:, left:right].flatten()])
+        found.append(float(torch.corrcoef(pair)[0, 1].nan_to_num().abs()))  # white on black reads as well; blank is 0
+    return sum(found) / len(found)
+
+
+def _texture_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
     def variation(picture: Tensor) -> float:
         right = F.pad((picture[:, :, 1:] - picture[:, :, :-1]).abs(), (0, 1))
         down = F.pad((picture[:, 1:] - picture[:, :-1]).abs(), (0, 0, 0, 1))
@@ -69,7 +88,7 @@ def _texture_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[
     return -abs(variation(image) - variation(target))
 
 
-def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
     """Largest zero-normalised cross-correlation of the lettering with its template, over small displacements.
 
     The absolute value is taken: white on black reads as well as black on white. Zero where the scene has no word.
@@ -87,11 +106,11 @@ def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[st
     return float(((windows * template).sum((-2, -1)).abs() / scale.clamp(min=1e-3)).max())
 
 
-def _clean_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+def _clean_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
     return -inside((image - target).pow(2), mask)
 
 
-MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any]], float]] = {
+MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any], str], float]] = {
     "edge_agreement": _edge_agreement,
     "seam_agreement": _seam_agreement,
     "prompt_agreement": _prompt_agreement,
@@ -101,7 +120,7 @@ MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any]], float]] =
 }
 
 
-def measure(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any]) -> float:
+def measure(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
     """Score `image` against `target` inside `mask` by the named measure.
 
     Args:
@@ -110,9 +129,10 @@ def measure(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[
         target: the perfect answer, [3, H, W] in [0, 1].
         mask: [1, H, W] in {0, 1}, one where pixels were made.
         truth: the scene's facts; glyphs read the sign's box from it.
+        prompt: the request's; it says whether a word is asked for.
 
     Raises ConfigError for an unknown measure.
     """
     if name not in MEASURES:
         raise ConfigError(f"Unknown measure {name!r}.", f"The taxonomy may name {', '.join(MEASURES)}.")
-    return MEASURES[name](image, target, mask, truth)
+    return MEASURES[name](image, target, mask, truth, prompt)

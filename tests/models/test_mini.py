@@ -12,6 +12,8 @@ from models.mini.photos import PHOTOGRAPHS, photo_crops
 from models.mini.scenes import COLOURS, SHAPES, WORDS, render_scene
 from models.taxonomy import Taxonomy
 
+PROMPT = "a red circle"  # asks for no word
+
 
 def _worded(first: int = 0):
     return next(scene for scene in map(render_scene, range(first, first + 50)) if scene.words)
@@ -62,10 +64,10 @@ def test_crops_are_of_the_size_asked_and_carry_a_licence():
 def test_the_target_itself_scores_best(name):
     scene = _worded()
     target, mask = to_tensor(scene.image), to_mask(scene.words_mask)
-    perfect = measure(name, target, target, mask, scene.truth)
+    perfect = measure(name, target, target, mask, scene.truth, PROMPT)
     assert perfect == pytest.approx(1.0 if name == "glyph_agreement" else 0.0, abs=1e-3)
     noisy = (target + 0.3 * torch.randn(target.shape, generator=torch.Generator().manual_seed(0)) * mask).clamp(0, 1)
-    assert measure(name, noisy, target, mask, scene.truth) < perfect
+    assert measure(name, noisy, target, mask, scene.truth, PROMPT) < perfect
 
 
 @pytest.mark.parametrize("name", [name for name in MEASURES if name != "glyph_agreement"])
@@ -76,17 +78,17 @@ def test_pixels_outside_the_mask_do_not_count_much(name):
     mask[:, 40:60, 40:60] = 1
     other = target.clone()
     other[:, :20] = 0
-    assert measure(name, other, target, mask, scene.truth) == pytest.approx(0.0, abs=1e-6)
+    assert measure(name, other, target, mask, scene.truth, PROMPT) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_measures_by_hand():
     target, mask = torch.zeros(3, 8, 8), torch.ones(1, 8, 8)
     image = torch.full((3, 8, 8), 0.5)
-    assert measure("clean_agreement", image, target, mask, {}) == pytest.approx(-0.25)
-    assert measure("prompt_agreement", image, target, mask, {}) == pytest.approx(-0.5)
-    assert measure("edge_agreement", image, target, mask, {}) == pytest.approx(0.0)  # no edge in either
+    assert measure("clean_agreement", image, target, mask, {}, PROMPT) == pytest.approx(-0.25)
+    assert measure("prompt_agreement", image, target, mask, {}, PROMPT) == pytest.approx(-0.5)
+    assert measure("edge_agreement", image, target, mask, {}, PROMPT) == pytest.approx(0.0)  # no edge in either
     checks = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * torch.ones(3, 1, 1)
-    assert measure("prompt_agreement", checks, torch.full((3, 8, 8), 0.5), mask, {}) == pytest.approx(-0.5)  # 1 px cells at 8 px
+    assert measure("prompt_agreement", checks, torch.full((3, 8, 8), 0.5), mask, {}, PROMPT) == pytest.approx(-0.5)  # 1 px cells at 8 px
 
 
 def test_lettering_counts_in_either_polarity_but_not_another_word():
@@ -98,8 +100,19 @@ def test_lettering_counts_in_either_polarity_but_not_another_word():
     inverted, swapped = target.clone(), target.clone()
     inverted[:, y0:y1, x0:x1] = 1 - inverted[:, y0:y1, x0:x1]
     swapped[:, y0:y1, x0:x1] = to_tensor(second.image)[:, v0:v1, u0:u1]
-    read = [measure("glyph_agreement", picture, target, mask, first.truth) for picture in (target, inverted, swapped)]
+    read = [measure("glyph_agreement", picture, target, mask, first.truth, PROMPT) for picture in (target, inverted, swapped)]
     assert read[1] == pytest.approx(read[0], abs=1e-3) and read[2] < 0.8
+
+
+def test_a_word_that_is_asked_for_is_read_letter_by_letter():
+    scene = _worded()
+    x0, y0, x1, y1 = scene.truth["word"]["box"]
+    target, mask, asked = to_tensor(scene.image), to_mask(scene.words_mask), f'the word "{scene.words}"'
+    half, blank = target.clone(), target.clone()
+    half[:, y0:y1, (x0 + x1) // 2 : x1] = target[:, y0, x0][:, None, None]  # the letters on the right are gone
+    blank[:, y0:y1, x0:x1] = target[:, y0, x0][:, None, None]
+    read = [measure("prompt_agreement", picture, target, mask, scene.truth, asked) for picture in (target, half, blank)]
+    assert read[0] == pytest.approx(1.0, abs=1e-4) and 0.2 < read[1] < 0.8 and read[2] < 0.1
 
 
 def test_every_dimension_has_a_measure_and_unknown_ones_are_named():
@@ -107,4 +120,4 @@ def test_every_dimension_has_a_measure_and_unknown_ones_are_named():
     assert {dimension.labelled_by for dimension in dimensions} <= set(MEASURES)
     assert {dimension.accepted_by for dimension in dimensions} <= set(ACCEPTANCE)
     with pytest.raises(ConfigError, match="beauty"):
-        measure("beauty", torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), torch.ones(1, 8, 8), {})
+        measure("beauty", torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), torch.ones(1, 8, 8), {}, PROMPT)
