@@ -94,10 +94,10 @@ class Watch:
                 images, masks = (torch.stack(parts) for parts in zip(*(self._sources[place] for place in places), strict=True))
                 encoded = self._encode(images, masks, places)
                 # the seed is the condition's place, so that base and policy start from one noise
-                after = self.sampler.sample(policy, encoded, places, **self.settings).cpu()  # type: ignore[arg-type]
+                after = self.sampler.sample(policy, encoded, places, **self.settings).cpu()
                 if places[0] not in self._before:
                     with self.base.applied():
-                        before = self.sampler.sample(policy, encoded, places, **self.settings).cpu()  # type: ignore[arg-type]
+                        before = self.sampler.sample(policy, encoded, places, **self.settings).cpu()
                     self._before |= zip(places, before, strict=True)
                 before = torch.stack([self._before[place] for place in places])
                 pasted = paste(images, after, masks), paste(images, before, masks)

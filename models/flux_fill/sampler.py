@@ -210,7 +210,8 @@ class Sampler:
         noise = self.noise(seeds, encoded.height, encoded.width)
         pictures = torch.empty(count, 3, encoded.height, encoded.width, device=noise.device)
         for (group_steps, group_strength, group_stop), rows in groups.items():
-            part, guidance = encoded.select(rows), {"true_cfg": [every_cfg[row] for row in rows], "guidance_scale": guidance_scale}
+            part = encoded.select(rows)
+            guidance: dict[str, Any] = {"true_cfg": [every_cfg[row] for row in rows], "guidance_scale": guidance_scale}
             x, sigma = self.denoise(transformer, part, noise[rows], steps=group_steps, strength=group_strength, stop=group_stop, **guidance)
             x0 = x if group_stop is None else self.predict_x0(transformer, x, sigma, part, **guidance)
             pictures[rows] = self.decode(x0, encoded.height, encoded.width)
