@@ -4,9 +4,11 @@ A check measures, keeps its evidence in the store (promotion reads it again, by 
 ends the run before anything is made from the artifact. A stage with several modes says no when none of them passed.
 """
 
+import inspect
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -16,12 +18,12 @@ from assets.common import Stage
 from assets.display import table
 from assets.refs import materialised
 from assets.settings import Settings, thresholds
-from assets.sources import ROOT
+from assets.sources import ROOT, code_version
 from infra.data import weights
 from infra.stores.base import ArtifactRef
 from infra.workspace import Workspace
 from models.errors import UnknownVersion
-from ops.gate import Gate, GateConfig, record_evidence
+from ops.gate import Gate, GateConfig, not_verified, record_evidence
 from ops.gate_checks import CHECKS
 from ops.gate_checks import check as measure
 
@@ -52,7 +54,17 @@ def _gate_check(stage: Stage, settings: Settings, config: GateConfig) -> dg.Asse
         gates = {name: measure(name, workspace.store.get(ref), config, base) for name, ref in refs.items()}
         seconds = time.monotonic() - start
         for name, ref in refs.items():
-            record_evidence(workspace.store, ref, gates[name], config, context.run.run_id, workspace.tmp)
+            record_evidence(
+                workspace.store,
+                workspace.keys,
+                ref,
+                gates[name],
+                config,
+                code_version=code_version(Path(inspect.getfile(measure))),
+                not_verified=not_verified(workspace.store.get(ref)),
+                run_id=context.run.run_id,
+                tmp=workspace.tmp,
+            )
         for name in refs:
             for each in gates[name]:
                 context.log.info(line(name, each))

@@ -44,6 +44,7 @@ from infra.workspace import Workspace
 from models.config import OpConfig
 from models.errors import ConfigError, DiskFull, InputsChanged, UnknownVersion
 from models.taxonomy import Taxonomy
+from ops.gate import SIGNATURE
 from ops.promote import RELEASE, STAGES
 
 OWNER = "team:editing"
@@ -121,6 +122,7 @@ class Stage:
     uses: Callable[[Work], ArtifactRef | None] | None = None  # an earlier release it is made with; becomes a parent
     standing: Callable[[Work], ArtifactRef | None] | None = None  # a version that makes the work needless
     finish: Callable[[Work, Made], dict[str, Any]] | None = None  # what follows once the version is stored; gives metadata
+    signed: bool = False  # whether its versions carry a signature
 
     @property
     def artifacts(self) -> tuple[str, ...]:
@@ -262,6 +264,7 @@ def make(work: Work) -> Made:
             metadata={
                 **{name: value for name, value in metrics.items() if isinstance(value, str | int | float)},
                 "seconds": round(seconds, 2),
+                **({SIGNATURE: work.workspace.keys.sign_folder(out)} if work.stage.signed else {}),
             },
         )
     shutil.rmtree(scratch, ignore_errors=True)
@@ -283,7 +286,7 @@ def _materialize(stage: Stage, settings: Settings, context: dg.AssetExecutionCon
         store=workspace.store,
         taxonomy=Taxonomy.load(ROOT / settings.taxonomy if settings.taxonomy else None),
         progress=Progress(context.log.info),
-        refs=parent_refs(context, workspace.store, stage.parents),
+        refs=parent_refs(context, workspace.store, workspace.keys, stage.parents),
         out=workspace.home,
         scratch=workspace.home,
         run_id=context.run_id,

@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from infra.signing import Keys
 from infra.stores.base import ArtifactRef, ArtifactStore
 from models.errors import GateRefused, UnknownVersion
 from ops.gate import evidence_for
@@ -51,7 +52,7 @@ def materialised(instance: dg.DagsterInstance, asset: str, run_id: str = "") -> 
     return found
 
 
-def parent_refs(context: dg.AssetExecutionContext, store: ArtifactStore, parents: Sequence[str]) -> dict[str, ArtifactRef]:
+def parent_refs(context: dg.AssetExecutionContext, store: ArtifactStore, keys: Keys, parents: Sequence[str]) -> dict[str, ArtifactRef]:
     """The artifacts of every parent that may be used, by artifact name.
 
     Raises UnknownVersion for a parent that was never materialised, GateRefused where a gate said no to all its artifacts.
@@ -61,7 +62,7 @@ def parent_refs(context: dg.AssetExecutionContext, store: ArtifactStore, parents
         refs = materialised(context.instance, parent, context.run_id)
         if not refs:
             raise UnknownVersion(f"{parent} was never materialised.", f"Materialise {parent} first.")
-        usable = trusted(store, refs)
+        usable = trusted(store, keys, refs)
         if not usable:
             shown = ", ".join(f"{name} {ref.digest[:8]}" for name, ref in refs.items())
             raise GateRefused(f"A gate refused {shown}.", f"See the checks of {parent}; nothing is made from it.")
@@ -69,11 +70,11 @@ def parent_refs(context: dg.AssetExecutionContext, store: ArtifactStore, parents
     return found
 
 
-def trusted(store: ArtifactStore, refs: Mapping[str, ArtifactRef]) -> dict[str, ArtifactRef]:
+def trusted(store: ArtifactStore, keys: Keys, refs: Mapping[str, ArtifactRef]) -> dict[str, ArtifactRef]:
     """`refs` without those whose latest gate evidence says no. One without evidence stays: promotion will ask for it."""
     passed: dict[str, ArtifactRef] = {}
     for name, ref in refs.items():
-        evidence = evidence_for(store, ref.digest)
+        evidence = evidence_for(store, keys, ref)
         if evidence is None or evidence.passed:
             passed[name] = ref
     return passed

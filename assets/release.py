@@ -7,14 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from assets.common import Made, Work, stage
-from assets.settings import thresholds
+from assets.promotion import PRODUCTION, promote
 from assets.winner import parent, released_policy, winner
 from infra.stores.base import ArtifactRef, StageMove
-from ops.gate import evidence_for
-from ops.promote import STAGES, promote
+from models.errors import StoreError
+from ops.gate import evidence_for, verified
+from ops.promote import STAGES
 from ops.release import ReleaseConfig, assemble_release
 
-PRODUCTION = STAGES[-1]
 BESIDE_POLICY = ("evaluation", "onnx", "engine")
 
 
@@ -25,6 +25,10 @@ def _in_production(work: Work) -> ArtifactRef | None:
         return None
     held = {name: parent(work, ref, name) for name in BESIDE_POLICY}
     if any(each is None or each.digest != work.refs[name].digest for name, each in held.items()):
+        return None
+    try:
+        verified(work.store, work.workspace.keys, ref)
+    except StoreError:  # signed by a key that is no longer trusted, or damaged: it is made again
         return None
     recorded, wanted = work.store.version(ref.digest).config, work.config.model_dump(mode="json")
     return ref if {name: recorded.get(name) for name in wanted} == wanted else None
@@ -48,7 +52,8 @@ def _taken_back(work: Work, ref: ArtifactRef) -> StageMove | None:
 
 
 def _promote(work: Work, made: Made) -> dict[str, Any]:
-    """Every preset makes a candidate; one with `auto_promote` goes on to production. Each move re-reads all evidence.
+    """Every preset makes a candidate; one with `auto_promote` goes on to production, one with `require_approval` to staging and no
+    further. Each move re-reads all evidence.
 
     What was taken out of production does not return by itself: no stage moves then.
     """
@@ -56,26 +61,22 @@ def _promote(work: Work, made: Made) -> dict[str, Any]:
     standing = work.store.stage(ref.name, PRODUCTION)
     if standing is not None and standing.digest == ref.digest:
         return {"ending": "unchanged", "message": f"release v{number} ({ref.digest[:8]}) is production already"}
-    if work.settings.auto_promote and (move := _taken_back(work, ref)):
+    settings = work.settings
+    reach = STAGES[:2] if settings.require_approval else STAGES if settings.auto_promote else STAGES[:1]
+    if reach == STAGES and (move := _taken_back(work, ref)):
         by_hand = f"`onereward promote {ref.digest[:12]} {PRODUCTION} --approver <name> --reason <why>`"
         why = f"{move.approver} took what it holds out of production for release v{move.version} ({move.reason})"
         return {"ending": "refused", "message": f"release v{number} ({ref.digest[:8]}): {why}; a person puts it back with {by_hand}"}
-    for name in STAGES if work.settings.auto_promote else STAGES[:1]:
-        promote(
-            work.store,
-            ref,
-            name,
-            thresholds=thresholds(work.settings),
-            approver=f"preset {work.settings.preset}",
-            reason=f"every gate passed in run {work.run_id}",
-        )
+    by = {"approver": f"preset {settings.preset}", "reason": f"every gate passed in run {work.run_id}"}
+    for name in reach:
+        promote(settings, work.workspace, ref, name, **by, warn=work.progress.say)
         work.progress.say(f"release v{number} ({ref.digest[:8]}) is {name}")
-    if work.settings.auto_promote:
+    if reach == STAGES:
         return {"ending": "promoted", "message": f"release v{number} ({ref.digest[:8]}) is production"}
-    return {
-        "ending": "released",
-        "message": f"release v{number} is a candidate; `onereward promote {ref.digest[:12]} production` is a person's to say",
-    }
+    following = STAGES[len(reach)]
+    said = f"release v{number} is in {reach[-1]}; `onereward promote {ref.digest[:12]} {following}` is a person's to say"
+    asked = f", after `onereward approve {ref.digest[:12]}`" if settings.require_approval else ""
+    return {"ending": "released", "message": said + asked}
 
 
 def _lineage(work: Work) -> list[ArtifactRef]:
@@ -89,13 +90,15 @@ def _lineage(work: Work) -> list[ArtifactRef]:
 
 def _proof(work: Work) -> dict[str, str]:
     """The card lists the lineage and its gates: a version whose evidence was recorded anew makes another card."""
-    reports = {ref: evidence_for(work.store, ref.digest) for ref in _lineage(work)}
-    return {"proof": "\n".join(f"{ref.name} {ref.digest} {report.ref.digest if report else ''}" for ref, report in reports.items())}
+    reports = {ref: evidence_for(work.store, work.workspace.keys, ref) for ref in _lineage(work)}
+    lines = [f"{ref.name} {ref.digest} {report.ref.digest if report else ''}" for ref, report in reports.items()]
+    # A release signed by a key that was given up is made again.
+    return {"key": work.workspace.keys.fingerprint, "proof": "\n".join(lines)}
 
 
 def _gates(work: Work, lineage: Iterable[ArtifactRef]) -> list[dict[str, Any]]:
     """What was checked on the way, from the stored evidence."""
-    reports = [evidence_for(work.store, ref.digest) for ref in lineage]
+    reports = [evidence_for(work.store, work.workspace.keys, ref) for ref in lineage]
     return [{"artifact": report.name, **asdict(gate)} for report in reports if report for gate in report.gates]
 
 
@@ -108,6 +111,7 @@ def _gates(work: Work, lineage: Iterable[ArtifactRef]) -> list[dict[str, Any]]:
     depends=_proof,
     standing=_in_production,
     finish=_promote,
+    signed=True,
 )
 def release(work: Work) -> dict[str, Any]:
     """Diffusers folder, ONNX, engine and model card with the whole lineage; promoted only on every gate's evidence for these digests."""

@@ -8,6 +8,7 @@ import pydantic
 
 from models.config import OpConfig
 from models.errors import ConfigError
+from ops.approval import Terms
 from ops.gate import GateConfig
 
 
@@ -26,6 +27,18 @@ class Settings(OpConfig):
     taxonomy: str | None = pydantic.Field(None, description="Another taxonomy file; relative to the repository. None: the one shipped.")
     threads: int = pydantic.Field(2, ge=1, description="ours: threads of torch and OpenMP in the run's process.")
     auto_promote: bool = pydantic.Field(False, description="ours: may a release move itself to production once every gate passed?")
+    require_approval: bool = pydantic.Field(
+        False,
+        description="ours: does a release stop in staging until approver, licence acknowledgement and engine parity are recorded?",
+    )
+    base_licence: str = pydantic.Field(
+        "", description="Licence of the base, as the hub names it; a non-commercial one is acknowledged by name."
+    )
+    webhook: str | None = pydantic.Field(
+        None,
+        pattern=r"^https?://[^@\s]+$",
+        description="Where every move of production is posted, signed with ONEREWARD_WEBHOOK_SECRET; no user or password in it (ours).",
+    )
     retrain_after_labels: int = pydantic.Field(200, ge=1, description="ours: new labels after which the sensor starts retraining.")
     keep_events_days: int = pydantic.Field(30, ge=1, description="ours: the purge job deletes event logs of older finished runs.")
     fresh_days: int = pydantic.Field(8, ge=1, description="ours: an asset older than this is overdue (retraining is weekly).")
@@ -41,6 +54,11 @@ def thresholds(settings: Settings) -> GateConfig:
         raise ConfigError(
             f"Section 'gates' of preset {settings.preset!r} is not valid: {reasons(error)}.", "Correct the preset."
         ) from error
+
+
+def terms(settings: Settings) -> Terms:
+    """What a preset asks for before production, besides the gates."""
+    return Terms(settings.require_approval, settings.base_licence)
 
 
 def reasons(error: pydantic.ValidationError) -> str:

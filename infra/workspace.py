@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 from infra.disk import writing
+from infra.signing import Keys
 from infra.stores.base import ArtifactStore
 from infra.stores.dvc import DvcStore
 from models.errors import ConfigError
@@ -81,6 +82,11 @@ class Workspace:
         if self.where == "dvc":
             return DvcStore(self.home / "registry")
         raise ConfigError(f"There is no store {self.where!r}.", STORES)
+
+    @property
+    def keys(self) -> Keys:
+        """The signing key, where this home holds it, and the public keys it trusts."""
+        return Keys(self.home / "keys")
 
     @property
     def labels_url(self) -> str:

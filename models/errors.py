@@ -70,6 +70,14 @@ class DigestMismatch(StoreError):
     """Stored bytes do not hash to the digest they are stored under."""
 
 
+class SignatureRefused(StoreError):
+    """Evidence, a release or an audit entry that is not signed by a trusted key, or a key that cannot be used."""
+
+
+class AuditBroken(StoreError):
+    """The audit log was edited, shortened or reordered; the message names the first entry that does not hold."""
+
+
 class InputsChanged(OneRewardError):
     """What a stage is made from changed while it was being made."""
 

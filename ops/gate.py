@@ -1,11 +1,13 @@
 """Gates: their thresholds, their verdicts, and the evidence that promotion asks for.
 
     gates = check("onnx", store.get(ref), GateConfig())      # ops/gate_checks.py measures
-    record_evidence(store, ref, gates, GateConfig(), run_id, tmp)
-    evidence_for(store, ref.digest).passed
+    record_evidence(store, keys, ref, gates, GateConfig(), code_version="5c", not_verified=[], run_id=run_id, tmp=tmp)
+    evidence_for(store, keys, ref).passed
 
-Evidence is an artifact `gates-<name>` whose parent is the version it speaks of. It keeps every gate's figure and the
-thresholds in force; promotion (ops/promote.py) reads it again by digest.
+Evidence is an artifact `gates-<name>` whose parent is the version it speaks of. It keeps that version's digest and those of
+everything it was made from, every gate's figure with its interval and number of cases, the thresholds in force, the version of
+the code that measured, and what nobody verified. It is signed (infra/signing.py), the signature lies in its record; promotion
+(ops/promote.py) reads it again by digest.
 """
 
 from __future__ import annotations
@@ -13,17 +15,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pydantic
 
 from infra.disk import no_space
+from infra.signing import Keys
 from infra.stores.base import ArtifactRef, ArtifactStore, directory_digest
 from models.config import OpConfig
-from models.errors import DiskFull, GateRefused
+from models.errors import DiskFull, GateRefused, SignatureRefused, UnknownVersion
+from ops.folders import read_metrics
 
 EVIDENCE_PREFIX = "gates-"
+SIGNATURE = "signature"  # metadata of a signed artifact: model-signing's bundle
 POLICY_PREFIX = "policy-"
 
 
@@ -79,6 +85,8 @@ class Gate:
     threshold: float | None
     passed: bool
     description: str
+    interval: tuple[float, float] | None = None  # of the measure, where it was estimated from cases
+    n: int | None = None  # the cases it was estimated from
 
     def __str__(self) -> str:
         measured = "nothing" if self.measure is None else f"{self.measure:.4g}"
@@ -94,6 +102,8 @@ class Evidence:
     digest: str
     gates: tuple[Gate, ...]
     thresholds: Mapping[str, float]  # those of GateConfig that these gates were held against
+    code_version: str  # of the checks that measured
+    not_verified: tuple[str, ...]  # sentences
 
     @property
     def passed(self) -> bool:
@@ -161,56 +171,109 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def record_evidence(store: ArtifactStore, ref: ArtifactRef, gates: list[Gate], config: GateConfig, run_id: str, tmp: Path) -> ArtifactRef:
-    """Store the gate report of a version as `gates-<name>`, with its thresholds; the newest report of a version is the one that counts.
+def record_evidence(
+    store: ArtifactStore,
+    keys: Keys,
+    ref: ArtifactRef,
+    gates: list[Gate],
+    config: GateConfig,
+    *,
+    code_version: str,
+    not_verified: Sequence[str],
+    run_id: str,
+    tmp: Path,
+) -> ArtifactRef:
+    """Sign and store the gate report of a version as `gates-<name>`; the newest report of a version is the one that counts.
 
-    The same verdict again is stored once. The draft lies in `tmp`, an existing folder. Raises DiskFull or StoreError.
+    The same verdict again is stored once. The draft lies in `tmp`, an existing folder. Raises DiskFull, StoreError or
+    SignatureRefused where the home may not sign.
     """
+    lineage = {f"{v.ref.name} {v.number}": v.ref.digest for v in store.lineage(ref.digest) if v.ref.digest != ref.digest}
     report = {
         "subject": {"name": ref.name, "digest": ref.digest},
+        "lineage": lineage,
         "gates": [dataclasses.asdict(gate) for gate in gates],
         "thresholds": {name: getattr(config, name) for name in THRESHOLDS.get(ref.name, ())},
+        "code_version": code_version,
+        "not_verified": [*not_verified, *(f"{gate.name}: no figure was measured." for gate in gates if gate.measure is None)],
     }
     name = EVIDENCE_PREFIX + ref.name
     try:
         with tempfile.TemporaryDirectory(dir=tmp) as temporary:
             folder = Path(temporary)
             (folder / "report.json").write_text(json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            earlier = _reports(store, ref.digest)
+            earlier = _reports(store, ref)
             if earlier and earlier[-1].digest == directory_digest(folder)[0]:
-                return earlier[-1]
+                with suppress(SignatureRefused):  # its key is no longer trusted: sign it anew
+                    verified(store, keys, earlier[-1])
+                    return earlier[-1]
             # The count keeps a verdict that returns (passed, failed, passed) from being taken for the first one.
             key = f"{ref.digest}:{config.digest()}:{len(earlier)}"
-            metadata = {"passed": all(gate.passed for gate in gates)}
-            return store.put(name, folder, key=key, parents=[ref], run_id=run_id, config=config.model_dump(mode="json"), metadata=metadata)
+            metadata = {"passed": all(gate.passed for gate in gates), SIGNATURE: keys.sign_folder(folder)}
+            return store.put(
+                name,
+                folder,
+                key=key,
+                parents=[ref],
+                run_id=run_id,
+                code_version=code_version,
+                config=config.model_dump(mode="json"),
+                metadata=metadata,
+            )
     except OSError as error:
         if no_space(error):
             raise DiskFull(f"No space left for the gate report of {ref.name}.", "Free some space and run again.") from error
         raise
 
 
-def evidence_for(store: ArtifactStore, digest: str) -> Evidence | None:
-    """The newest gate report about a version, its bytes verified, or None.
+def not_verified(folder: Path) -> list[str]:
+    """What an artifact's own metrics say nobody measured, in sentences."""
+    try:
+        metrics = read_metrics(folder)
+    except (UnknownVersion, ValueError):
+        return ["The artifact has no readable metrics."]
+    lines = []
+    if missing := metrics.get("not_evaluated"):
+        lines.append(f"Not evaluated, for want of a condition in the {metrics.get('split')} split: {', '.join(map(str, missing))}.")
+    if metrics.get("verified") is False:
+        lines.append(f"The artifact was never executed: {metrics.get('reason')}.")
+    return lines
 
-    Raises DigestMismatch for a report that was altered and GateRefused for one that cannot be read or speaks of another version.
+
+def evidence_for(store: ArtifactStore, keys: Keys, ref: ArtifactRef) -> Evidence | None:
+    """The newest gate report about a version, its bytes and its signature verified, or None.
+
+    Raises DigestMismatch for a report that was altered, SignatureRefused for one that no trusted key signed, and GateRefused for one
+    that cannot be read or speaks of another version.
     """
-    reports = _reports(store, digest)
+    reports = _reports(store, ref)
     if not reports:
         return None
-    ref = reports[-1]
+    of = reports[-1]
     try:
-        report = json.loads((store.get(ref) / "report.json").read_text())
+        report = json.loads((verified(store, keys, of) / "report.json").read_text())
         subject = report["subject"]
-        gates = tuple(Gate(**gate) for gate in report["gates"])
+        gates = tuple(Gate(**{**gate, "interval": gate["interval"] and tuple(gate["interval"])}) for gate in report["gates"])
         thresholds = {name: report["thresholds"][name] for name in THRESHOLDS.get(subject["name"], ())}
-        evidence = Evidence(ref, subject["name"], subject["digest"], gates, thresholds)
+        told = report["code_version"], tuple(report["not_verified"])
+        evidence = Evidence(of, subject["name"], subject["digest"], gates, thresholds, *told)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GateRefused(f"The gate report {ref.digest[:12]} cannot be read: {error}.", "Materialize the checked asset again.") from error
-    if evidence.digest != digest or EVIDENCE_PREFIX + evidence.name != ref.name:
-        raise GateRefused(f"The gate report {ref.digest[:12]} speaks of another version.", "Materialize the checked asset again.")
+        raise GateRefused(f"The gate report {of.digest[:12]} cannot be read: {error}.", "Materialize the checked asset again.") from error
+    if (evidence.name, evidence.digest) != (ref.name, ref.digest):
+        raise GateRefused(f"The gate report {of.digest[:12]} speaks of another version.", "Materialize the checked asset again.")
     return evidence
 
 
-def _reports(store: ArtifactStore, digest: str) -> list[ArtifactRef]:
-    found = [v for v in store.versions() if v.ref.name.startswith(EVIDENCE_PREFIX)]
-    return [v.ref for v in found if any(parent.digest == digest for parent in v.parents)]
+def verified(store: ArtifactStore, keys: Keys, ref: ArtifactRef) -> Path:
+    """The folder of a signed artifact, its bytes and its signature verified. Raises UnknownVersion, DigestMismatch, SignatureRefused."""
+    records = [v for v in store.versions(ref.name) if v.ref.digest == ref.digest]
+    if not records:
+        raise UnknownVersion(f"The store holds no {ref.name} {ref.digest[:12]}.", "`onereward versions` lists what it holds.")
+    folder = store.get(ref)
+    keys.verify_folder(folder, records[-1].metadata.get(SIGNATURE, ""), f"{ref.name} {ref.digest[:12]}")
+    return folder
+
+
+def _reports(store: ArtifactStore, ref: ArtifactRef) -> list[ArtifactRef]:
+    found = store.versions(EVIDENCE_PREFIX + ref.name)
+    return [v.ref for v in found if any(parent.digest == ref.digest for parent in v.parents)]

@@ -1,11 +1,12 @@
 """Promotion: the only way a stage pointer moves, forward on evidence, back to where it was.
 
-    promote(store, release, "production", thresholds=GateConfig(), approver="kim", reason="better on every task")
-    rollback(store, "release", "production", approver="kim", reason="complaints about extend")
+    promote(store, keys, release, "staging", thresholds=GateConfig(), terms=Terms(), approver="kim", reason="better on every task")
+    rollback(store, keys, "release", "production", approver="kim", reason="complaints about extend")
 
 Checks that block a Dagster run stop that run alone. Promotion therefore trusts no run: it walks the lineage, reads for every
-gated version the evidence recorded for exactly that digest, verifies every byte, and refuses on anything that is missing.
-There is no way to force it.
+gated version the evidence recorded for exactly that digest, verifies every byte and every signature, and refuses on anything
+that is missing. There is no way to force it. A gate that said no is passed over only where a signed approval of this release
+(ops/approval.py) names that gate and says why.
 
 The thresholds in force are those of the preset under which the promotion is made, not of the run that measured: evidence
 recorded under laxer ones is refused by name. Whoever runs and promotes under one lax preset has chosen so; the evidence, the
@@ -15,12 +16,19 @@ promoted under the thresholds of its time, and is not held against today's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from infra.signing import Keys
 from infra.stores.base import ArtifactRef, ArtifactStore, StageMove, Version
 from models.errors import ConfigError, GateRefused, StoreError, UnknownVersion
+from ops.approval import Approval, Terms, approval_for, check_terms
+from ops.audit import append
 from ops.folders import read_metrics
-from ops.gate import POLICY_PREFIX, REQUIRED_GATES, Evidence, GateConfig, evidence_for
+from ops.gate import POLICY_PREFIX, REQUIRED_GATES, Evidence, GateConfig, evidence_for, verified
 
 STAGES = ("candidate", "staging", "production")
+# Allowed moves: from the stage where a release stands now, to the next. None: from nowhere. The way back is `rollback`.
+MOVES: tuple[tuple[str | None, str], ...] = ((None, "candidate"), ("candidate", "staging"), ("staging", "production"))
 RELEASE = "release"
 # What is made with both policies in hand although only one goes on; the other one's health is then no matter.
 AFTER_POLICY = ("evaluation", "onnx", "engine", RELEASE)
@@ -28,65 +36,114 @@ AFTER_POLICY = ("evaluation", "onnx", "engine", RELEASE)
 ONE_VERSION = ("curated_dataset", "candidates", "preference_pairs", "reward_model")
 
 
-def promote(store: ArtifactStore, ref: ArtifactRef, stage: str, *, thresholds: GateConfig, approver: str, reason: str) -> StageMove:
+def promote(
+    store: ArtifactStore,
+    keys: Keys,
+    ref: ArtifactRef,
+    stage: str,
+    *,
+    thresholds: GateConfig,
+    terms: Terms,
+    approver: str,
+    reason: str,
+) -> StageMove:
     """Point `stage` at a release when all evidence for it passes under `thresholds`; a no-op when it points there already.
 
-    Raises GateRefused naming the artifact and the gate, ConfigError for what is no release, an unknown stage or an empty approver
-    or reason, UnknownVersion for a version the store does not hold. The stage has then not moved.
+    Raises GateRefused naming the artifact and the gate, or what the preset's terms still ask for, or the stage it must be in first;
+    ConfigError for what is no release, an unknown stage or an empty approver or reason; UnknownVersion for a version the store does
+    not hold; AuditBroken. The stage has then not moved.
     """
     _check_words(stage, approver, reason)
     if ref.name != RELEASE:
         raise ConfigError(f"{ref.name} {ref.digest[:12]} is no release.", "Promote a release: `onereward versions release` lists them.")
-    moves = store.moves(ref.name, stage)
-    if moves and moves[-1].digest == ref.digest:
-        return moves[-1]
-    evidence = verify(store, ref, thresholds)
-    return store.assign(ref, stage, approver=approver, reason=reason, evidence=[each.ref.digest for each in evidence])
+    moves = store.moves(ref.name)
+    if (current := _last(moves, stage)) and current.digest == ref.digest:
+        return current
+
+    def allowed(moves: Sequence[StageMove]) -> None:
+        _check_move(moves, ref, stage)
+
+    allowed(moves)
+    evidence = verify(store, keys, ref, thresholds)
+    approval = approval_for(store, keys, ref)
+    if stage == STAGES[-1]:
+        check_terms(terms, ref, evidence, approval)
+    proof = [*(each.ref.digest for each in evidence), *([approval.ref.digest] if approval else [])]
+    return append(store, keys, ref, stage, approver=approver, reason=reason, evidence=proof, allowed=allowed)
 
 
-def rollback(store: ArtifactStore, name: str, stage: str, *, approver: str, reason: str) -> StageMove:
+def rollback(store: ArtifactStore, keys: Keys, name: str, stage: str, *, approver: str, reason: str) -> StageMove:
     """Move a stage back to the version it held before the present one, as a new move. Repeated, it goes further back.
 
-    The version was promoted on evidence once, and is not judged again; its bytes are verified. Raises UnknownVersion when
-    there is nothing to go back to, DigestMismatch when that version's bytes are damaged.
+    The version was promoted on evidence once, and is not judged again; its bytes and its signature are verified. Raises
+    UnknownVersion when there is nothing to go back to, DigestMismatch or SignatureRefused when that version is damaged, StoreError
+    when somebody else moved the stage meanwhile.
     """
     _check_words(stage, approver, reason)
+    target = _before(store.moves(name, stage), name, stage)
+    version = next((v for v in store.versions(name) if v.ref.digest == target.digest), None)
+    if version is None:
+        raise UnknownVersion(f"The store no longer holds {name} {target.digest[:12]}.", "Restore the registry from a backup.")
+    verified(store, keys, version.ref)
+
+    def unchanged(moves: Sequence[StageMove]) -> None:
+        if _before([move for move in moves if move.stage == stage], name, stage) != target:
+            raise StoreError(f"Somebody else moved {stage} of {name} meanwhile.", "Look at `onereward audit`, then say it again.")
+
+    return append(store, keys, version.ref, stage, approver=approver, reason=reason, evidence=target.evidence, allowed=unchanged)
+
+
+def _before(moves: Sequence[StageMove], name: str, stage: str) -> StageMove:
+    """The move a rollback of a stage returns to. Raises UnknownVersion where there is none. `moves` are those of the stage."""
     held: list[StageMove] = []
-    for move in store.moves(name, stage):
+    for move in moves:
         # A move to a version that is still underneath is a way back: what was above it has been left for good.
         at = next((i for i, earlier in enumerate(held) if earlier.digest == move.digest), len(held))
         held[at:] = [move]
     if len(held) < 2:
         raise UnknownVersion(f"{name} has no earlier version in {stage}.", "Promote another version instead: `onereward promote`.")
-    target = held[-2]
-    version = next((v for v in store.versions(name) if v.ref.digest == target.digest), None)
-    if version is None:
-        raise UnknownVersion(f"The store no longer holds {name} {target.digest[:12]}.", "Restore the registry from a backup.")
-    store.get(version.ref)
-    return store.assign(version.ref, stage, approver=approver, reason=reason, evidence=target.evidence)
+    return held[-2]
 
 
-def verify(store: ArtifactStore, ref: ArtifactRef, thresholds: GateConfig) -> list[Evidence]:
+def _check_move(moves: Sequence[StageMove], ref: ArtifactRef, stage: str) -> None:
+    """Raises GateRefused unless MOVES has a way to `stage` from where the release stands now."""
+    sources = [source for source, target in MOVES if target == stage]
+    standing = {source for source in sources if source is None or ((last := _last(moves, source)) and last.digest == ref.digest)}
+    if not standing:
+        needed = " or ".join(str(source) for source in sources)
+        remedy = f"Move it there first: `onereward promote {ref.digest[:12]} {sources[0]}`."
+        raise GateRefused(f"Release {ref.digest[:12]} is not in {needed}, from where {stage} is reached.", remedy)
+
+
+def _last(moves: Sequence[StageMove], stage: str) -> StageMove | None:
+    return next((move for move in reversed(moves) if move.stage == stage), None)
+
+
+def verify(store: ArtifactStore, keys: Keys, ref: ArtifactRef, thresholds: GateConfig | None) -> list[Evidence]:
     """All evidence a promotion of the release `ref` rests on, in the chain's order, after verifying it and every byte of the lineage.
 
-    Raises GateRefused for the first gate, in the chain's order, whose evidence is missing, altered, about another version, recorded
-    under laxer thresholds, or says no.
+    Without `thresholds` the evidence is held against those it was recorded under. Raises GateRefused for a release that is not
+    signed, and for the first gate, in the chain's order, whose evidence is missing, altered, not signed, about another version,
+    recorded under laxer thresholds, or says no.
     """
-    members = _members(store, ref)
+    members = members_of(store, ref)
     gated = sorted({v.ref for v, _ in members if v.ref.name in REQUIRED_GATES}, key=lambda each: list(REQUIRED_GATES).index(each.name))
     own = {version.ref for version, release in members if release.ref == ref}
-    evidence = [_passed(store, each, thresholds if each in own else None) for each in gated]
+    approvals = {release.ref: approval_for(store, keys, release.ref) for _, release in members}
+    reached = {version.ref: approvals[release.ref] for version, release in members}
+    evidence = [_passed(store, keys, each, thresholds if each in own else None, reached[each]) for each in gated]
     for version, release in members:
-        if version is release:
-            _check_release(store, version, [v for v, r in members if r is release])
         try:
+            if version is release:
+                verified(store, keys, version.ref)
+                _check_release(store, version, [v for v, r in members if r is release])
             store.get(version.ref)
         except StoreError as error:
             raise GateRefused(f"{version.ref.name} {version.ref.digest[:12]} is damaged: {error.what}", error.remedy) from error
     return evidence
 
 
-def _members(store: ArtifactStore, ref: ArtifactRef) -> list[tuple[Version, Version]]:
+def members_of(store: ArtifactStore, ref: ArtifactRef) -> list[tuple[Version, Version]]:
     """The versions that count for a release's promotion, each with the release it was reached through: a release made with the help
     of an earlier one rests on that one's evidence too, under that one's mode."""
     lineage = store.lineage(ref.digest)
@@ -116,20 +173,24 @@ def _wanted(release: Version) -> tuple[str, ...]:
     return tuple(name for name in REQUIRED_GATES if not name.startswith(POLICY_PREFIX) or name == chosen)
 
 
-def _passed(store: ArtifactStore, ref: ArtifactRef, thresholds: GateConfig | None) -> Evidence:
-    """The evidence for a version. Raises GateRefused unless every required gate is in it and all passed, under no laxer thresholds."""
+def _passed(store: ArtifactStore, keys: Keys, ref: ArtifactRef, thresholds: GateConfig | None, approval: Approval | None) -> Evidence:
+    """The evidence for a version. Raises GateRefused unless every required gate is in it and all passed, under no laxer thresholds.
+
+    A gate that did not pass is passed over where the release's approval overrides it by name.
+    """
     subject, remedy = f"{ref.name} {ref.digest[:12]}", f"Materialize {ref.name} with its checks again."
     try:
-        evidence = evidence_for(store, ref.digest)
+        evidence = evidence_for(store, keys, ref)
     except StoreError as error:
         raise GateRefused(f"The gate evidence for {subject} is damaged: {error.what}", remedy) from error
     first = REQUIRED_GATES[ref.name][0]
-    if evidence is None or evidence.name != ref.name:
+    if evidence is None:
         raise GateRefused(f"There is no evidence for {subject}: gate {first} was never measured for this digest.", remedy)
     if evidence.missing:
         raise GateRefused(f"The evidence for {subject} lacks the gate {evidence.missing[0]}.", remedy)
     for gate in evidence.gates:
-        if gate.passed is not True or gate.measure is None:
+        overridden = approval is not None and f"{ref.name}/{gate.name}" in approval.overrides
+        if (gate.passed is not True or gate.measure is None) and not overridden:
             raise GateRefused(f"{subject} did not pass {gate}.", "See the report for why; nothing was promoted.")
     if lax := evidence.laxer_than(thresholds) if thresholds else []:
         what = f"The evidence for {subject} was recorded under {', '.join(lax)}."

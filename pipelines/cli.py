@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from models.errors import ConfigError, OneRewardError
+from pipelines.cli_promotion import HomeOption, PresetOption, keys_app, promotion_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,14 +24,9 @@ app = typer.Typer(
 )
 labels_app = typer.Typer(no_args_is_help=True, help="Candidates for people to judge, and their labels in and out of the database.")
 app.add_typer(labels_app, name="labels")
+app.add_typer(promotion_app)
+app.add_typer(keys_app, name="keys")
 
-PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="Name of a preset or path of a YAML file; else ONEREWARD_PRESET, else mini.")
-]
-HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="Where versions, runs and reports are kept; else ONEREWARD_HOME, else .onereward.")
-]
-Approver = Annotated[str, typer.Option("--approver", help="Who answers for the move; kept in the audit trail.", envvar="USER")]
 EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
 
@@ -146,58 +142,6 @@ def report(
     folder = find_report(workspace, run_number)
     print(headline(folder))
     print(folder / "report.html")
-
-
-@app.command()
-def versions(
-    name: Annotated[str | None, typer.Argument(help="An artifact's name; all without one.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Recompute every digest from the stored bytes.")] = False,
-    home: HomeOption = None,
-) -> None:
-    """Every stored version: number, digest, size, stages, when and by which run."""
-    from pipelines.home import enter
-    from pipelines.versions import version_lines
-
-    _, workspace = enter(None, home)
-    for line in version_lines(workspace.store, name, verify=verify):
-        print(line)
-
-
-@app.command()
-def promote(
-    digest: Annotated[str, typer.Argument(help="Digest of a release (8 digits or more).")],
-    stage: Annotated[str, typer.Argument(help="candidate, staging or production.")],
-    approver: Approver = "unknown",
-    reason: Annotated[str, typer.Option(help="Why; kept in the audit trail.")] = "by hand",
-    preset: PresetOption = None,
-    home: HomeOption = None,
-) -> None:
-    """Move a stage to a release, if the gates' evidence for exactly these digests passes under the preset's thresholds."""
-    from assets.settings import thresholds
-    from ops.promote import promote as move
-    from pipelines.home import enter
-
-    settings, workspace = enter(preset, home)
-    ref = workspace.store.version(digest).ref
-    moved = move(workspace.store, ref, stage, thresholds=thresholds(settings), approver=approver, reason=reason)
-    print(f"{moved.name} v{moved.version} ({moved.digest[:8]}) is {moved.stage}")
-
-
-@app.command()
-def rollback(
-    stage: Annotated[str, typer.Argument(help="candidate, staging or production.")] = "production",
-    approver: Approver = "unknown",
-    reason: Annotated[str, typer.Option(help="Why; kept in the audit trail.")] = "by hand",
-    home: HomeOption = None,
-) -> None:
-    """Move a stage back to the release it pointed to before."""
-    from ops.promote import rollback as move_back
-    from pipelines.home import enter
-    from pipelines.versions import RELEASE
-
-    _, workspace = enter(None, home)
-    moved = move_back(workspace.store, RELEASE, stage, approver=approver, reason=reason)
-    print(f"{moved.name} v{moved.version} ({moved.digest[:8]}) is {moved.stage} again")
 
 
 @app.command("pretrain-mini")

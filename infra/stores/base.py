@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +54,12 @@ class StageMove:
     approver: str
     reason: str
     evidence: tuple[str, ...]  # digests of the gate reports
+    previous: str = ""  # digest of the move before it, of any stage (ops/audit.py); empty for the first
+    signature: str = ""  # over everything above
+
+
+# Given every move of the name so far and the new one, while nobody else can move: what is to be kept in its place.
+Seal = Callable[[Sequence[StageMove], StageMove], StageMove]
 
 
 @dataclass(frozen=True)
@@ -148,8 +154,14 @@ class ArtifactStore(ABC):
         """What a stage points to now, or None."""
 
     @abstractmethod
-    def assign(self, ref: ArtifactRef, stage: str, *, approver: str, reason: str, evidence: Sequence[str] = ()) -> StageMove:
-        """Point a stage at a version. Only ops/promote.py calls this: it checks the evidence first."""
+    def assign(
+        self, ref: ArtifactRef, stage: str, *, approver: str, reason: str, evidence: Sequence[str] = (), seal: Seal | None = None
+    ) -> StageMove:
+        """Point a stage at a version: the next move of the name, its counter one higher than that of any stage.
+
+        Only ops/audit.py calls this, after the evidence was checked; its `seal` chains and signs the move. What `seal` raises leaves
+        every stage as it was.
+        """
 
     @abstractmethod
     def moves(self, name: str, stage: str | None = None) -> list[StageMove]:

@@ -32,7 +32,7 @@ import filelock
 
 from infra.disk import no_space
 from infra.progress import Progress
-from infra.stores.base import ArtifactRef, ArtifactStore, FileChange, GcReport, StageMove, Version, directory_digest
+from infra.stores.base import ArtifactRef, ArtifactStore, FileChange, GcReport, Seal, StageMove, Version, directory_digest
 from infra.stores.history import History
 from infra.stores.records import commit_message, read_record, record_path, record_text
 from models.errors import DigestMismatch, DiskFull, OneRewardError, StoreError, UnknownVersion
@@ -186,13 +186,17 @@ class DvcStore(ArtifactStore):
         moves = self.moves(name, stage)
         return self._version(name, moves[-1].digest).ref if moves else None
 
-    def assign(self, ref: ArtifactRef, stage: str, *, approver: str, reason: str, evidence: Sequence[str] = ()) -> StageMove:
+    def assign(
+        self, ref: ArtifactRef, stage: str, *, approver: str, reason: str, evidence: Sequence[str] = (), seal: Seal | None = None
+    ) -> StageMove:
         _check_name(stage)
         with self._errors(f"point {stage} at {ref.name}"), self._locked():
             version = self._version(ref.name, ref.digest)
-            counter = 1 + max((m.counter for m in self.moves(ref.name)), default=0)
+            earlier = self.moves(ref.name)
+            counter = 1 + max((m.counter for m in earlier), default=0)
             when = datetime.now(UTC).isoformat(timespec="microseconds")
             move = StageMove(ref.name, stage, ref.digest, version.number, counter, when, approver, reason, tuple(evidence))
+            move = seal(earlier, move) if seal else move
             with self._writing(ref.name):
                 commit = self.history.introduced(record_path(ref.name, version.number))
                 registered = f"{ref.name}@v1.0.{version.number}"

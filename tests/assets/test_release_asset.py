@@ -20,9 +20,9 @@ from models.errors import GateRefused
 from models.taxonomy import Taxonomy
 from ops.folders import write_metrics
 from ops.gate import GateConfig
-from ops.promote import promote, rollback
+from ops.promote import rollback
 from ops.release import ReleaseConfig
-from tests.ops.test_promote import BY, PARENTS, SHIPPED, Refs, chain_of, prove, put, release_of
+from tests.ops.test_promote import BY, PARENTS, SHIPPED, Refs, chain_of, keys_of, promote, prove, put, release_of
 
 Run = Callable[..., tuple[bool, dict[str, Any]]]
 
@@ -38,13 +38,13 @@ def _assemble(work: Work) -> dict[str, Any]:
 def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Refs]:
     home = tmp_path_factory.mktemp("template")
     store = DvcStore(home / "registry")
-    return store.root, chain_of(store, home / "work")
+    return home, chain_of(store, home / "work")
 
 
 @pytest.fixture
 def store(template: tuple[Path, Refs], tmp_path: Path) -> DvcStore:
-    shutil.copytree(template[0], tmp_path / "registry")
-    return DvcStore(tmp_path / "registry")
+    shutil.copytree(template[0], tmp_path / "home")
+    return DvcStore(tmp_path / "home" / "registry")
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_run_does_not_undo_a_rollback(store: DvcStore, refs: Refs, run: Run, t
     promote(store, first, "production", thresholds=SHIPPED, **BY)
     assert run(refs)[1]["ending"] == "promoted"
     second = production(store)
-    rollback(store, "release", "production", approver="lee", reason="complaints about extend")
+    rollback(store, keys_of(store), "release", "production", approver="lee", reason="complaints about extend")
 
     moves = store.moves("release")
     reused, ended = run(refs)
@@ -142,7 +142,7 @@ def test_nor_by_another_release_of_the_policy_that_was_rolled_back(store: DvcSto
     data = {name: refs[name] for name in ("source_images", "curated_dataset", "candidates", "preference_pairs", "reward_model")}
     better = chain_of(store, tmp_path / "work", given=data, note="trained longer")
     assert run(better)[1]["ending"] == "promoted"
-    rollback(store, "release", "production", approver="lee", reason="complaints")
+    rollback(store, keys_of(store), "release", "production", approver="lee", reason="complaints")
 
     moves = store.moves("release")
     evaluated = {name: better[name] for name in (*data, "policy-static", "policy-ema")}

@@ -7,22 +7,40 @@ from pathlib import Path
 
 import pytest
 
-from infra.stores.base import ArtifactRef, directory_digest
+from infra.signing import Keys
+from infra.stores.base import ArtifactRef, StageMove, directory_digest
 from infra.stores.dvc import DvcStore
 from models.errors import ConfigError, DigestMismatch, GateRefused, UnknownVersion
-from ops.gate import REQUIRED_GATES, Gate, GateConfig, record_evidence
-from ops.promote import promote, rollback
+from ops import promote as promotion
+from ops.approval import Terms
+from ops.gate import REQUIRED_GATES, SIGNATURE, Gate, GateConfig, record_evidence
+from ops.promote import MOVES, rollback
 
 BY = {"approver": "kim", "reason": "test"}
 SHIPPED = GateConfig()
 Refs = dict[str, ArtifactRef]
 
 
+def keys_of(store: DvcStore) -> Keys:
+    """The keys of the home that a registry lies in."""
+    return Keys(store.root.parent / "keys")
+
+
+def promote(
+    store: DvcStore, ref: ArtifactRef, stage: str, *, thresholds: GateConfig = SHIPPED, terms: Terms = Terms(), **by: str
+) -> StageMove:
+    """Take a release up to a stage, through those before it."""
+    way = [target for _, target in MOVES]
+    for name in way[: way.index(stage) + 1] if stage in way else [stage]:
+        move = promotion.promote(store, keys_of(store), ref, name, thresholds=thresholds, terms=terms, **(by or BY))
+    return move
+
+
 def put(store: DvcStore, work: Path, name: str, parents: list[ArtifactRef], *, mode: str = "ema", note: str = "") -> ArtifactRef:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     (work / "metrics.json").write_text(json.dumps({"name": name, "note": note, "best_mode": mode}))
-    metadata = {"mode": mode} if name == "release" else {}
+    metadata = {"mode": mode, SIGNATURE: keys_of(store).sign_folder(work)} if name == "release" else {}
     return store.put(name, work, parents=parents, metadata=metadata)
 
 
@@ -36,7 +54,17 @@ def prove(
     thresholds: GateConfig = SHIPPED,
 ) -> ArtifactRef:
     measured = [Gate(name, 1.0, 0.5, name != failing, "d") for name in REQUIRED_GATES[ref.name] if name != lacking]
-    return record_evidence(store, ref, gates or measured, thresholds, "run", store.root.parent)
+    return record_evidence(
+        store,
+        keys_of(store),
+        ref,
+        gates or measured,
+        thresholds,
+        code_version="5c",
+        not_verified=[],
+        run_id="run",
+        tmp=store.root.parent,
+    )
 
 
 def release_of(store: DvcStore, work: Path, refs: Refs, *, note: str, mode: str = "ema", leave_out: str = "") -> ArtifactRef:
@@ -79,13 +107,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Refs]:
     refs["next"] = release_of(store, home / "work", refs, note="two")
     for version in store.versions():
         store.get(version.ref)  # linked once here instead of once per test
-    return store.root, refs
+    return store.root.parent, refs
 
 
 @pytest.fixture
 def store(template: tuple[Path, Refs], tmp_path: Path) -> DvcStore:
-    shutil.copytree(template[0], tmp_path / "registry")
-    return DvcStore(tmp_path / "registry")
+    shutil.copytree(template[0], tmp_path / "home")
+    return DvcStore(tmp_path / "home" / "registry")
 
 
 @pytest.fixture
@@ -107,7 +135,9 @@ def test_with_all_evidence_the_stage_moves_and_keeps_the_evidence(store: DvcStor
     assert (move.approver, move.reason, move.version) == ("kim", "test", 1)
     proven = {store.version(digest).parents[0].name for digest in move.evidence}
     assert proven == set(REQUIRED_GATES) - {"policy-static"}  # the mode that was not chosen needs no health
-    assert promote(store, refs["release"], "production", thresholds=SHIPPED, **BY) == move and len(store.moves("release")) == 1
+    assert (
+        promote(store, refs["release"], "production", thresholds=SHIPPED, **BY) == move and len(store.moves("release", "production")) == 1
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(REQUIRED_GATES) - {"policy-static"}))
@@ -248,28 +278,28 @@ def test_a_move_needs_a_stage_an_approver_and_a_reason(store: DvcStore, refs: Re
         with pytest.raises(ConfigError):
             promote(store, refs["release"], stage, thresholds=SHIPPED, **words)
         with pytest.raises(ConfigError):
-            rollback(store, "release", stage, **words)
+            rollback(store, keys_of(store), "release", stage, **words)
     assert store.moves("release") == []
 
 
 def test_rollback_restores_the_exact_bytes_as_a_new_move(store: DvcStore, refs: Refs) -> None:
     first = promote(store, refs["release"], "production", thresholds=SHIPPED, **BY)
     promote(store, refs["next"], "production", thresholds=SHIPPED, **BY)
-    move = rollback(store, "release", "production", approver="lee", reason="complaints")
-    assert (move.digest, move.counter, move.approver, move.evidence) == (first.digest, 3, "lee", first.evidence)
+    move = rollback(store, keys_of(store), "release", "production", approver="lee", reason="complaints")
+    assert (move.digest, move.counter, move.approver, move.evidence) == (first.digest, 7, "lee", first.evidence)
     current = store.stage("release", "production")
     assert current == refs["release"] and directory_digest(store.get(current))[0] == refs["release"].digest
     with pytest.raises(UnknownVersion, match="no earlier version"):
-        rollback(store, "release", "production", **BY)  # and not back to the version that was left
+        rollback(store, keys_of(store), "release", "production", **BY)  # and not back to the version that was left
     promote(store, refs["next"], "production", thresholds=SHIPPED, **BY)
-    assert store.stage("release", "production") == refs["next"] and len(store.moves("release")) == 4
+    assert store.stage("release", "production") == refs["next"] and len(store.moves("release", "production")) == 4
 
 
 def test_repeated_rollback_goes_further_back(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
     third = release_of(store, tmp_path / "work", refs, note="three")
     for ref in (refs["release"], refs["next"], third):
         promote(store, ref, "production", thresholds=SHIPPED, **BY)
-    digests = [rollback(store, "release", "production", **BY).digest for _ in range(2)]
+    digests = [rollback(store, keys_of(store), "release", "production", **BY).digest for _ in range(2)]
     assert digests == [refs["next"].digest, refs["release"].digest]
 
 
@@ -282,5 +312,5 @@ def test_rollback_to_damaged_bytes_is_refused(store: DvcStore, refs: Refs) -> No
         copy.chmod(0o644)
         copy.write_text("{}")
     with pytest.raises(DigestMismatch):
-        rollback(store, "release", "production", **BY)
+        rollback(store, keys_of(store), "release", "production", **BY)
     assert store.stage("release", "production") == refs["next"]

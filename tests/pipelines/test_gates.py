@@ -49,9 +49,9 @@ def test_a_failed_gate_stops_this_run_and_the_next(home: Path, toy: Callable[...
     assert "split_size" in evaluation.description and evaluation.metadata["split_size threshold"].value == 1000
     assert result.asset_materializations_for_node("candidates") == []
 
-    store = Workspace.from_env(home).store
-    curated = store.versions("curated_dataset")[-1].ref
-    evidence = evidence_for(store, curated.digest)
+    workspace = Workspace.from_env(home)
+    curated = workspace.store.versions("curated_dataset")[-1].ref
+    evidence = evidence_for(workspace.store, workspace.keys, curated)
     assert evidence is not None and [gate.name for gate in evidence.gates if not gate.passed] == ["split_size"]
 
     again = materialize(strict, instance, "candidates")
@@ -84,7 +84,7 @@ def test_automation_goes_on_with_one_healthy_policy(
         sections = {**chain.settings.stages, "policy": {**chain.settings.stages["policy"], "seed": 1}}
         defs = definitions(chain.settings.model_copy(update={"stages": sections}))
         assert requested_after(defs, chain.instance, "policy") == (goes_on, bool(goes_on))
-        gates = [evidence_for(chain.store, ref.digest) for ref in materialised(chain.instance, "policy").values()]
+        gates = [evidence_for(chain.store, chain.workspace.keys, ref) for ref in materialised(chain.instance, "policy").values()]
         assert {gate.name.removeprefix("policy-") for gate in gates if gate and not gate.passed} == unmoved
 
 

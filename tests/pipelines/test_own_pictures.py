@@ -72,5 +72,5 @@ def test_one_task_on_photographs_alone_ends_at_ground_truth(
     assert facts["photos"]["static"]["n"] == facts["policy"]["static"]["tasks"][-1]["n_without_truth"] > 0
     page = (workspace.reports / "2" / "report.html").read_text()
     assert "Image fill, Text rendering, Image extend, Image extend without prompt. The mean leaves these tasks out." in page
-    pairs = evidence_for(workspace.store, workspace.store.versions("preference_pairs")[-1].ref.digest)
+    pairs = evidence_for(workspace.store, workspace.keys, workspace.store.versions("preference_pairs")[-1].ref)
     assert pairs is not None and pairs.passed

@@ -16,8 +16,12 @@ def test_evidence_of_a_laxer_preset_is_refused_by_name(onereward: Command, home:
     refs = chain_of(store, tmp_path / "work")
     prove(store, refs["evaluation"], thresholds=GateConfig(min_win_rate=0.1))
     release = release_of(store, tmp_path / "work", refs, note="one")
-    code, _, err = onereward("promote", release.digest[:12], "production")
+    code, _, err = onereward("promote", release.digest[:12], "candidate")
     assert code == 1 and "evidence for evaluation" in err and "min_win_rate 0.1 (0.55 is in force)" in err
-    assert store.stage("release", "production") is None
-    code, out, err = onereward("promote", release.digest[:12], "production", "--preset", str(toy(gates={"min_win_rate": 0.1})))
-    assert (code, out) == (0, f"release v1 ({release.digest[:8]}) is production\n"), err
+    assert store.moves("release") == []
+    preset = str(toy(gates={"min_win_rate": 0.1}))
+    code, _, err = onereward("promote", release.digest[:12], "production", "--preset", preset)
+    assert code == 1 and "is not in staging" in err and f"onereward promote {release.digest[:12]} staging" in err
+    for stage in ("candidate", "staging", "production"):
+        code, out, err = onereward("promote", release.digest[:12], stage, "--preset", preset)
+        assert (code, out) == (0, f"release v1 ({release.digest[:8]}) is {stage}\n"), err
