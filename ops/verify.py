@@ -14,7 +14,7 @@ from pathlib import Path
 
 from infra.signing import Keys
 from infra.stores.base import ArtifactStore, StageMove, Version
-from models.errors import StoreError, UnknownVersion
+from models.errors import ConfigError, StoreError, UnknownVersion
 from ops.announce import POINTER, pointer_of
 from ops.approval import approval_for
 from ops.audit import verify_chain
@@ -22,13 +22,18 @@ from ops.gate import EVIDENCE_PREFIX, REQUIRED_GATES, evidence_for, verified
 from ops.promote import RELEASE, STAGES
 
 
-def released(store: ArtifactStore, keys: Keys, stage: str) -> Path:
-    """The folder of the release a stage points to: the move is in an unbroken audit log, the evidence behind it and the release
-    itself are signed and unaltered.
+def released(store: ArtifactStore, keys: Keys, source: str) -> Path:
+    """The folder of the release with a digest, its signature verified, or of the one a stage points to: then the move is in an
+    unbroken audit log too, and the evidence behind it is signed and unaltered.
 
-    Raises UnknownVersion where no release is there, AuditBroken, DigestMismatch, SignatureRefused.
+    Raises UnknownVersion where no release is there, ConfigError for another artifact, AuditBroken, DigestMismatch, SignatureRefused.
     """
-    return _verify_move(store, keys, _standing(store, keys, stage))
+    if source in STAGES:
+        return _verify_move(store, keys, _standing(store, keys, source))
+    ref = store.version(source).ref
+    if ref.name != RELEASE:
+        raise ConfigError(f"{source} is a version of {ref.name}, which is no release.", "`onereward versions release` lists them.")
+    return verified(store, keys, ref)
 
 
 def verify_lines(store: ArtifactStore, keys: Keys, home: Path, digest: str | None = None) -> Iterator[str]:

@@ -27,6 +27,7 @@ from models.mini.measures import MEASURES  # noqa: E402
 from models.taxonomy import Taxonomy  # noqa: E402
 from pipelines import automation, jobs, schedules, sensors  # noqa: E402
 from pipelines.config import load_settings  # noqa: E402
+from pipelines.promotion_jobs import promotion_jobs  # noqa: E402
 from pipelines.terminal import terminal_logger  # noqa: E402
 
 
@@ -57,7 +58,13 @@ def definitions(settings: Settings) -> dg.Definitions:
     return dg.Definitions(
         assets=[automation.with_house_rules(stage, settings) for stage in STAGES],
         asset_checks=gate_checks(settings),
-        jobs=[jobs.whole_chain, jobs.preferences_onward, jobs.policy_onward, jobs.purge_job(settings.keep_events_days)],
+        jobs=[
+            jobs.whole_chain,
+            jobs.preferences_onward,
+            jobs.policy_onward,
+            jobs.purge_job(settings.keep_events_days),
+            *promotion_jobs(settings),
+        ],
         schedules=[schedules.weekly_retraining],
         sensors=[sensors.enough_new_labels(settings.retrain_after_labels), automation.sensor],
         loggers={"console": terminal_logger},

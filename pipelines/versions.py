@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,13 +82,18 @@ def _gate_line(gate: Gate) -> str:
 
 
 def diff_lines(store: ArtifactStore, old: str, new: str) -> Iterator[str]:
-    """What differs between two versions: parents, configuration, figures, files. Raises UnknownVersion, DigestMismatch."""
+    """What differs between two versions: parents, configuration, figures, files. Raises UnknownVersion."""
     versions = store.version(old), store.version(new)
     for version in versions:
         yield f"{'-+'[version is versions[1]]} {version.ref.name} v{version.number} {version.ref.digest[:12]}"
     for title, read in (("parent", _parents), ("config", lambda v: v.config), ("figure", _figures)):
         yield from (f"{title} {line}" for line in _changes(*map(read, versions)))
-    yield from (f"file {line}" for line in _changes(*(_files(store.get(version.ref)) for version in versions)))
+    for change in store.diff(versions[0].ref, versions[1].ref):
+        yield f"file {change.path}: {change.kind}, {_bytes(change.before)} -> {_bytes(change.after)}"
+
+
+def _bytes(size: int | None) -> str:
+    return "none" if size is None else f"{size} bytes"
 
 
 def _parents(version: Version) -> dict[str, Any]:
@@ -98,14 +102,6 @@ def _parents(version: Version) -> dict[str, Any]:
 
 def _figures(version: Version) -> dict[str, Any]:
     return {name: value for name, value in version.metadata.items() if name != SIGNATURE}
-
-
-def _files(folder: Path) -> dict[str, Any]:
-    found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    return found
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
@@ -137,13 +133,10 @@ def editor(settings: Settings, workspace: Workspace, source: str) -> tuple[Path,
     Raises UnknownVersion, ConfigError for an artifact that edits nothing, SignatureRefused, AuditBroken, MissingWeights.
     """
     store, keys = workspace.store, workspace.keys
-    if source in STAGES:
-        return released(store, keys, source) / "model", None
     if source == "base":
         return base_pipeline(settings), None
-    ref = store.version(source).ref
-    if ref.name == RELEASE:
-        return verified(store, keys, ref) / "model", None
+    if source in STAGES or (ref := store.version(source).ref).name == RELEASE:
+        return released(store, keys, source) / "model", None
     if not ref.name.startswith(POLICY_PREFIX):
         raise ConfigError(f"{source} is a version of {ref.name}, which edits nothing.", "Name a release or a policy.")
     return base_pipeline(settings), store.get(ref)

@@ -12,7 +12,7 @@ from infra.stores.base import ArtifactRef, StageMove, directory_digest
 from infra.stores.dvc import DvcStore
 from models.errors import ConfigError, DigestMismatch, GateRefused, UnknownVersion
 from ops import promote as promotion
-from ops.approval import Terms
+from ops.approval import Approval, Terms, approve
 from ops.gate import REQUIRED_GATES, SIGNATURE, Gate, GateConfig, record_evidence
 from ops.promote import MOVES, rollback
 
@@ -135,9 +135,8 @@ def test_with_all_evidence_the_stage_moves_and_keeps_the_evidence(store: DvcStor
     assert (move.approver, move.reason, move.version) == ("kim", "test", 1)
     proven = {store.version(digest).parents[0].name for digest in move.evidence}
     assert proven == set(REQUIRED_GATES) - {"policy-static"}  # the mode that was not chosen needs no health
-    assert (
-        promote(store, refs["release"], "production", thresholds=SHIPPED, **BY) == move and len(store.moves("release", "production")) == 1
-    )
+    assert promote(store, refs["release"], "production", thresholds=SHIPPED, **BY) == move
+    assert [move.stage for move in store.moves("release")] == ["candidate", "staging", "production"]
 
 
 @pytest.mark.parametrize("name", sorted(set(REQUIRED_GATES) - {"policy-static"}))
@@ -314,3 +313,90 @@ def test_rollback_to_damaged_bytes_is_refused(store: DvcStore, refs: Refs) -> No
     with pytest.raises(DigestMismatch):
         rollback(store, keys_of(store), "release", "production", **BY)
     assert store.stage("release", "production") == refs["next"]
+
+
+def test_a_release_moves_one_stage_at_a_time(store: DvcStore, refs: Refs) -> None:
+    """From where it stands now: what has stood there once and was replaced goes through it again."""
+    rules = {"thresholds": SHIPPED, "terms": Terms(), **BY}
+    keys = keys_of(store)
+    for stage, needed in (("production", "staging"), ("staging", "candidate")):
+        with pytest.raises(GateRefused, match=f"is not in {needed}, .* `onereward promote {refs['release'].digest[:12]} {needed}`"):
+            promotion.promote(store, keys, refs["release"], stage, **rules)
+    promote(store, refs["release"], "staging")
+    promote(store, refs["next"], "staging")
+    with pytest.raises(GateRefused, match="is not in staging"):
+        promotion.promote(store, keys, refs["release"], "production", **rules)
+    assert promotion.promote(store, keys, refs["next"], "production", **rules).counter == 5
+
+
+def test_an_unsigned_release_is_refused(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    folder = tmp_path / "unsigned"
+    folder.mkdir()
+    (folder / "metrics.json").write_text('{"best_mode": "ema"}')
+    ref = store.put(
+        "release", folder, parents=[refs[name] for name in ("policy-ema", "evaluation", "onnx", "engine")], metadata={"mode": "ema"}
+    )
+    refused(store, ref, "release .* is damaged: release .* is not signed")
+
+
+TERMS = Terms(require_approval=True, licence="flux-1-dev-non-commercial-license")
+
+
+def approved(
+    store: DvcStore, ref: ArtifactRef, *, licence: str = "", parity: Path | None = None, overrides: tuple[str, ...] = ()
+) -> Approval:
+    by = {"approver": "lee", "reason": "seen by eye"}
+    return approve(store, keys_of(store), ref, **by, licence=licence, parity=parity, overrides=overrides, tmp=store.root.parent)
+
+
+def parity_of(tmp_path: Path, engine: str, error: float) -> Path:
+    path = tmp_path / "parity.json"
+    path.write_text(json.dumps({"engine": engine, "relative_error": error, "device": "a GPU"}))
+    return path
+
+
+def test_a_preset_with_terms_holds_a_release_in_staging(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    measured = [Gate(name, float(name != "engine_verified"), 0, True, "d") for name in REQUIRED_GATES["engine"]]
+    prove(store, refs["engine"], gates=measured)  # built and never executed
+    ref = refs["release"]
+    assert promote(store, ref, "staging", terms=TERMS).stage == "staging"
+
+    def held(*asked: str) -> None:
+        with pytest.raises(GateRefused, match="stays in staging") as raised:
+            promote(store, ref, "production", terms=TERMS)
+        for words in ("an approval", "licence, flux-1-dev", "engine parity report"):
+            assert (words in raised.value.what) == (words in asked)
+        assert f"onereward approve {ref.digest[:12]}" in raised.value.remedy
+
+    held("an approval", "licence, flux-1-dev", "engine parity report")
+    approved(store, ref)
+    held("licence, flux-1-dev", "engine parity report")
+    approved(store, ref, licence=TERMS.licence)
+    held("engine parity report")
+    for engine, error, why in (("0" * 64, 0.001, "does not hold"), (refs["engine"].digest, 0.9, "off by 0.9")):
+        with pytest.raises(ConfigError, match=why):
+            approved(store, ref, parity=parity_of(tmp_path, engine, error))
+    record = approved(store, ref, licence=TERMS.licence, parity=parity_of(tmp_path, refs["engine"].digest, 0.001))
+    move = promote(store, ref, "production", terms=TERMS)
+    assert record.ref.digest in move.evidence
+    assert [entry.stage for entry in store.moves("release")] == ["candidate", "staging", "approved", "approved", "approved", "production"]
+    with pytest.raises(GateRefused, match="an approval"):  # one release's approval is not another's
+        promote(store, refs["next"], "production", terms=TERMS)
+
+
+def test_an_override_is_an_approval_that_names_the_gate(store: DvcStore, refs: Refs) -> None:
+    ref = refs["release"]
+    prove(store, refs["evaluation"], failing="win_rate")
+    refused(store, ref, "did not pass win_rate")
+    with pytest.raises(ConfigError, match="'evaluation/win'"):
+        approved(store, ref, overrides=("evaluation/win",))
+    approved(store, ref, overrides=("evaluation/task_lo",))
+    refused(store, ref, "did not pass win_rate")
+    record = approved(store, ref, overrides=("evaluation/win_rate",))
+    assert str(record) == "approved by lee: seen by eye (OVERRIDE of evaluation/win_rate)"
+    assert store.moves("release")[-1].reason == str(record) and store.moves("release")[-1].evidence == (record.ref.digest,)
+    assert promote(store, ref, "production").digest == ref.digest
+    refused(store, refs["next"], "did not pass win_rate")
+    prove(store, refs["evaluation"], lacking="win_rate")  # evidence that is absent is not overridden
+    with pytest.raises(GateRefused, match="lacks the gate win_rate"):
+        promotion.verify(store, keys_of(store), ref, SHIPPED)

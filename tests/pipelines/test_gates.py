@@ -84,7 +84,7 @@ def test_automation_goes_on_with_one_healthy_policy(
         sections = {**chain.settings.stages, "policy": {**chain.settings.stages["policy"], "seed": 1}}
         defs = definitions(chain.settings.model_copy(update={"stages": sections}))
         assert requested_after(defs, chain.instance, "policy") == (goes_on, bool(goes_on))
-        gates = [evidence_for(chain.store, chain.workspace.keys, ref) for ref in materialised(chain.instance, "policy").values()]
+        gates = [evidence_for(chain.store, Workspace(chain.home).keys, ref) for ref in materialised(chain.instance, "policy").values()]
         assert {gate.name.removeprefix("policy-") for gate in gates if gate and not gate.passed} == unmoved
 
 
