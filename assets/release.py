@@ -11,6 +11,7 @@ from assets.promotion import PRODUCTION, promote
 from assets.winner import parent, released_policy, winner
 from infra.stores.base import ArtifactRef, StageMove
 from models.errors import StoreError
+from ops.approval import approval_for
 from ops.gate import evidence_for, verified
 from ops.promote import STAGES
 from ops.release import ReleaseConfig, assemble_release
@@ -72,7 +73,11 @@ def _promote(work: Work, made: Made) -> dict[str, Any]:
         promote(settings, work.workspace, ref, name, **by, warn=work.progress.say)
         work.progress.say(f"release v{number} ({ref.digest[:8]}) is {name}")
     if reach == STAGES:
-        return {"ending": "promoted", "message": f"release v{number} ({ref.digest[:8]}) is production"}
+        approval = approval_for(work.store, work.workspace.keys, ref)
+        return {
+            "ending": "promoted",
+            "message": f"release v{number} ({ref.digest[:8]}) is production" + (f"; {approval}" if approval else ""),
+        }
     following = STAGES[len(reach)]
     said = f"release v{number} is in {reach[-1]}; `onereward promote {ref.digest[:12]} {following}` is a person's to say"
     asked = f", after `onereward approve {ref.digest[:12]}`" if settings.require_approval else ""

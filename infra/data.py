@@ -15,12 +15,13 @@ import os
 from pathlib import Path
 
 from infra.stores.base import directory_digest
-from models.errors import MissingWeights, ServerUnreachable
+from models.errors import BrokenWeights, MissingWeights, ServerUnreachable
 
 POINTER = "data.dvc"
 HUB = "hub:"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # FLUX repositories hold every network once more, as single files; CLIP's hold pickles and other frameworks' weights beside safetensors.
-DOUBLES = ["flux1-*.safetensors", "ae.safetensors", "*.bin", "*.h5", "*.msgpack"]
+DOUBLES = ["flux1-*.safetensors", "ae.safetensors", "*.h5", "*.msgpack", *(f"*{kind}" for kind in PICKLES)]
 
 
 def ensure_data(repo_root: Path) -> Path:
@@ -51,7 +52,7 @@ def ensure_data(repo_root: Path) -> Path:
 def weights(source: str, repo_root: Path) -> Path:
     """The local folder of base weights: a path (relative to the repository) or `hub:<id>[@revision]`, downloaded once.
 
-    Raises MissingWeights or ServerUnreachable.
+    Raises MissingWeights, ServerUnreachable, or BrokenWeights for a folder that holds a pickle.
     """
     if not source.startswith(HUB):
         folder = repo_root / source
@@ -59,6 +60,8 @@ def weights(source: str, repo_root: Path) -> Path:
             raise MissingWeights(
                 f"There is no weights folder {folder}.", "Run `dvc pull`, or correct `models` or `embedder` in the preset."
             )
+        if pickles := sorted(path for path in folder.rglob("*") if path.suffix in PICKLES):
+            raise BrokenWeights(f"{pickles[0]} is a pickle, which runs code when read.", "Convert it to safetensors, or take it away.")
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

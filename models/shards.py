@@ -71,6 +71,8 @@ class ShardReader:
             try:
                 with tarfile.open(path) as tar:
                     for info in tar:
+                        if not info.isreg():
+                            raise BadImage(f"{info.name!r} in {path} is no file.", "Fetch the artifact again.")
                         self._members[info.name.removesuffix(".png")] = (path, info.offset_data, info.size)
             except (tarfile.TarError, OSError) as error:
                 raise BadImage(f"{path} is not a readable shard: {error}.", "Fetch the artifact again.") from error

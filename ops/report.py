@@ -41,7 +41,7 @@ class RunFacts:
     overhead_share: float  # orchestration and versioning, share of wall time
     commit: str
     gates: Sequence[Mapping[str, Any]] = ()  # {name, measure, threshold, passed, description, ...} in the order they were asked
-    release: Mapping[str, Any] | None = None  # {version, stage, digest}; None where nothing was released
+    release: Mapping[str, Any] | None = None  # {version, stage, digest, approval if any}; None where nothing was released
     refused: str | None = None  # why the chain refused, in words
     reused: Sequence[str] = ()  # artifacts that were already made
     stage_seconds: Mapping[str, float] = field(default_factory=dict)

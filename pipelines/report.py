@@ -19,6 +19,7 @@ from assets.sources import ROOT
 from infra.workspace import Workspace
 from models.errors import UnknownVersion
 from models.taxonomy import Taxonomy
+from ops.approval import approval_for
 from ops.promote import STAGES
 from ops.report import RunFacts, write_report
 from pipelines.chain_run import Outcome, run_chain
@@ -64,7 +65,9 @@ def _release(workspace: Workspace, outcome: Outcome) -> dict[str, Any] | None:
     if ref is None:
         return None
     stages = [stage for stage in reversed(STAGES) if (there := workspace.store.stage(RELEASE.name, stage)) and there.digest == ref.digest]
-    return {"version": workspace.store.version(ref.digest).number, "stage": stages[0] if stages else None, "digest": ref.digest}
+    approval = approval_for(workspace.store, workspace.keys, ref)
+    facts = {"version": workspace.store.version(ref.digest).number, "stage": stages[0] if stages else None, "digest": ref.digest}
+    return {**facts, "approval": str(approval)} if approval else facts
 
 
 def _numbers(workspace: Workspace) -> list[int]:
@@ -95,6 +98,7 @@ def headline(folder: Path) -> str:
         lines.append(
             f"release v{facts['release']['version']} ({facts['release']['digest'][:8]}): {facts['release']['stage'] or 'in no stage'}"
         )
+        lines += [facts["release"]["approval"]] if "approval" in facts["release"] else []
     return "\n".join(lines)
 
 

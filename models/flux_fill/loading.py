@@ -122,7 +122,10 @@ def _files(folder: Path) -> list[Path]:
     """The safetensors files of one component, all of them there."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
-            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            if escaping := [name for name in names if Path(name).name != name]:
+                raise BrokenWeights(f"{index} names {escaping[0]!r}, which is not beside it.", AGAIN)
+            files = [folder / name for name in names]
         except (ValueError, KeyError) as error:
             raise BrokenWeights(f"{index} is no index of weights.", AGAIN) from error
         break

@@ -11,7 +11,7 @@ from dvc.repo import Repo
 
 from infra.data import ensure_data, weights, weights_digest
 from infra.stores.base import directory_digest
-from models.errors import MissingWeights
+from models.errors import BrokenWeights, MissingWeights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,3 +89,11 @@ def test_a_cut_memory_of_digests_is_written_anew(tmp_path: Path, left: str) -> N
     assert weights_digest(folder, cache) == directory_digest(folder)[0]
     assert list(json.loads(cache.read_text()).values()) == [directory_digest(folder)[0]]
     assert {path.name for path in tmp_path.iterdir()} == {"flux", "digests.json"}
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "unet.pt", "model.ckpt"])
+def test_a_pickle_among_weights_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "weights" / "sub").mkdir(parents=True)
+    (tmp_path / "weights" / "sub" / name).write_bytes(b"")
+    with pytest.raises(BrokenWeights, match=f"{name} is a pickle"):
+        weights("weights", tmp_path)

@@ -139,7 +139,7 @@ def test_reordered_entries_are_named(moved: Path) -> None:
 
 def test_a_log_made_anew_without_the_key_is_refused(moved: Path, tmp_path: Path) -> None:
     """Every link is right, and the entries are signed: by a key that is not trusted."""
-    store, keys = opened(moved)
+    store, _ = opened(moved)
     forger = Keys(tmp_path / "forger")
     for number in (1, 2, 3, 4):
         rewrite(moved, number, None)
