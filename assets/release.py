@@ -11,6 +11,7 @@ from assets.promotion import PRODUCTION, promote
 from assets.winner import parent, released_policy, winner
 from infra.stores.base import ArtifactRef, StageMove
 from models.errors import StoreError
+from ops.announce import write_pointer
 from ops.approval import approval_for
 from ops.gate import evidence_for, verified
 from ops.promote import STAGES
@@ -61,6 +62,7 @@ def _promote(work: Work, made: Made) -> dict[str, Any]:
     ref, number = made.version.ref, made.version.number
     standing = work.store.stage(ref.name, PRODUCTION)
     if standing is not None and standing.digest == ref.digest:
+        write_pointer(work.store, work.workspace.home)  # an earlier run may have been killed between the move and the file
         return {"ending": "unchanged", "message": f"release v{number} ({ref.digest[:8]}) is production already"}
     settings = work.settings
     reach = STAGES[:2] if settings.require_approval else STAGES if settings.auto_promote else STAGES[:1]

@@ -21,7 +21,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
@@ -81,14 +81,12 @@ class Keys:
 
     def sign_folder(self, folder: Path) -> str:
         """A signature over every file of a folder, as model-signing's bundle (JSON)."""
-        from model_signing.hashing import Config as Hashing
         from model_signing.signing import Config
 
         self._signer()
         with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
             bundle = Path(temporary) / "bundle.json"
-            hashing = Hashing().set_ignored_paths(paths=[], ignore_git_paths=False)  # a file left out could be swapped
-            Config().set_hashing_config(hashing).use_elliptic_key_signer(private_key=self.private).sign(folder, bundle)
+            Config().set_hashing_config(_every_file()).use_elliptic_key_signer(private_key=self.private).sign(folder, bundle)
             return bundle.read_text()
 
     def verify_folder(self, folder: Path, bundle: str, what: str) -> None:
@@ -102,9 +100,11 @@ class Keys:
             with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
                 file = Path(temporary) / "bundle.json"
                 file.write_text(bundle)
-                Config().use_elliptic_key_verifier(public_key=self.trusted[signer]).verify(folder, file)
+                verifier = Config().set_hashing_config(_every_file()).use_elliptic_key_verifier(public_key=self.trusted[signer])
+                verifier.verify(folder, file)
         except Exception as error:  # no JSON, an unknown key, a wrong signature, other files: each has a class of its own
-            why = "its key is not trusted here" if isinstance(error, KeyError) else str(error).strip() or type(error).__name__
+            said = str(error).split(": Expected")[0].replace('["', "").removesuffix('"]')  # without the library's lists of digests
+            why = "its key is not trusted here" if isinstance(error, KeyError) else said or type(error).__name__
             remedy = f"Trusted are the keys in {self.folder / 'trusted'}; what was altered must be made again."
             raise SignatureRefused(f"The signature of {what} does not hold: {why}.", remedy) from error
 
@@ -156,6 +156,13 @@ class Keys:
             remedy = f"Put its public half into {self.folder / 'trusted'}, named {_fingerprint(public)}.pub."
             raise SignatureRefused(f"The home does not trust the signing key {self.private}.", remedy)
         return key
+
+
+def _every_file() -> Any:
+    """How model-signing is to hash a folder: it would leave out git's own files, which could then be swapped."""
+    from model_signing.hashing import Config
+
+    return Config().set_ignored_paths(paths=[], ignore_git_paths=False)
 
 
 def _public_pem(key: EllipticCurvePrivateKey) -> bytes:

@@ -15,7 +15,7 @@ from infra.stores.base import ArtifactStore, Version
 from infra.workspace import Workspace
 from models.errors import ConfigError, UnknownVersion
 from ops.approval import approval_for
-from ops.audit import entry_digest, verify_chain
+from ops.audit import APPROVED, entry_digest, verify_chain
 from ops.gate import POLICY_PREFIX, REQUIRED_GATES, SIGNATURE, Gate, evidence_for, verified
 from ops.promote import RELEASE, STAGES
 from ops.verify import released
@@ -35,6 +35,7 @@ def version_lines(store: ArtifactStore, keys: Keys, name: str | None, *, verify:
         for stage in STAGES:
             if ref := store.stage(artifact, stage):
                 pointers.setdefault((artifact, ref.digest), []).append(stage)
+    approved = {move.digest for move in store.moves(RELEASE, APPROVED)}
     yield f"{'name':16} {'version':>7}  {'digest':12} {'size':>10}  {'made':19}  {'run':8}  stages"
     for version in versions:
         ref = version.ref
@@ -45,7 +46,7 @@ def version_lines(store: ArtifactStore, keys: Keys, name: str | None, *, verify:
         line = (
             f"{ref.name:16} {version.number:>7}  {ref.digest[:12]} {ref.size / 1e6:>7.2f} MB  {made:19}  {version.run_id[:8]:8}  {stages}"
         )
-        approval = approval_for(store, keys, ref) if ref.name == RELEASE else None
+        approval = approval_for(store, keys, ref) if ref.digest in approved else None
         yield line.rstrip() + (" verified" if verify else "") + (f"  [{approval}]" if approval else "")
 
 

@@ -7,6 +7,7 @@ import hmac
 import json
 import threading
 from collections.abc import Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -25,7 +26,7 @@ SECRET = "planted-webhook-secret"
 class Receiver(HTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.taken: list[tuple[dict[str, str], bytes]] = []
+        self.taken: list[tuple[Message, bytes]] = []
         self.fails = 0  # how many requests are answered with an error first
 
     @property
@@ -38,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.taken.append((dict(self.headers), body))
+        self.server.taken.append((self.headers, body))
         self.server.fails -= 1
         self.send_response(503 if self.server.fails >= 0 else 200)
         self.end_headers()

@@ -28,6 +28,12 @@ VARIABLES = (
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
 )
+PLANTED = {  # secrets that a run may find in its environment, and must leave there
+    "ONEREWARD_WEBHOOK_SECRET": "planted-webhook-8d1f",
+    "AWS_SECRET_ACCESS_KEY": "planted-object-store-8d1f",
+    "LAKECTL_CREDENTIALS_SECRET_ACCESS_KEY": "planted-lakefs-8d1f",
+    "HF_TOKEN": "planted-hub-8d1f",
+}
 Command = Callable[..., tuple[int, str, str]]  # arguments -> exit code, stdout, stderr
 
 
@@ -77,6 +83,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Fi
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
         _clear(patched)
+        for name, secret in PLANTED.items():
+            patched.setenv(name, secret)
         patched.setattr("sys.argv", ["onereward", "run", "--preset", str(preset), "--home", str(home)])
         with pytest.raises(SystemExit) as ended:
             cli.main()

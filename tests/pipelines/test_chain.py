@@ -17,6 +17,7 @@ import pytest
 from assets.sources import ROOT
 from infra.stores.base import ArtifactStore
 from infra.workspace import Workspace
+from pipelines import load_released
 from tests.pipelines.conftest import Command, Finished
 from tests.pipelines.toy import write_toy
 
@@ -39,6 +40,20 @@ ARTIFACTS = {
 
 def versions(store: ArtifactStore) -> set[str]:
     return {version.ref.name for version in store.versions() if not version.ref.name.startswith("gates-")}
+
+
+def test_secrets_of_the_environment_are_nowhere_in_a_home(finished: Finished) -> None:
+    """Not in records, tags, logs, Dagster's databases or reports; git's compressed objects are read through git."""
+    assert finished.code == 0, finished.out + finished.err
+    for git in (("log", "--all", "-p"), ("for-each-ref", "--format=%(contents)")):
+        told = subprocess.run(["git", *git], cwd=finished.home / "registry", capture_output=True, check=True).stdout
+        assert len(told) > 1000 and b"planted-" not in told
+    files = [path for path in finished.home.rglob("*") if path.is_file()]
+    assert len(files) > 100 and [path for path in files if b"planted-" in path.read_bytes()] == []
+    assert "planted-" not in finished.out + finished.err
+    private = finished.home / "keys" / "signing.key"
+    key = private.read_text().splitlines()[1].encode()
+    assert [path for path in files if key in path.read_bytes()] == [private]
 
 
 def test_promoted_then_unchanged_then_refused(onereward: Command, home: Path, toy: Callable[..., Path], finished: Finished) -> None:
@@ -65,6 +80,8 @@ def test_promoted_then_unchanged_then_refused(onereward: Command, home: Path, to
     assert Workspace.from_env(home).store.moves("release") == moves
     assert "candidate, staging, production verified" in onereward("versions", "release", "--verify")[1]
     assert "release v1" in onereward("report")[1]
+    assert onereward("verify")[0] == 0
+    assert type(load_released(home=home)).__name__ == "FluxFillCFGPipeline"
 
     # A judge that nothing satisfies: the chain stops at its gate, says so, and production does not move.
     strict = ("run", "--preset", str(toy(gates={"min_judge_accuracy": 1.0})))

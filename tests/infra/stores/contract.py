@@ -9,14 +9,16 @@ class TestDvc(StoreContract):
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.stores.base import ArtifactRef, ArtifactStore, FileChange, directory_digest
-from models.errors import DigestMismatch, StoreError, UnknownVersion
+from infra.stores.base import ArtifactRef, ArtifactStore, FileChange, StageMove, directory_digest
+from models.errors import DigestMismatch, GateRefused, StoreError, UnknownVersion
 
 
 def folder_with(folder: Path, **files: str | bytes) -> Path:
@@ -160,6 +162,27 @@ class StoreContract:
         with pytest.raises(StoreError):
             store.put("onnx", folder_with(tmp_path / "good", x="1"), metadata={"not json": object()})
         assert store.versions() == []
+
+    def test_a_move_is_kept_as_it_was_sealed(self, store: ArtifactStore, tmp_path: Path) -> None:
+        """The seal sees every earlier move of the name; where it refuses, nothing moves."""
+        ref = store.put("release", folder_with(tmp_path / "a", x="1"))
+        first = store.assign(ref, "staging", approver="me", reason="r")
+        seen: list[StageMove] = []
+
+        def seal(moves: Sequence[StageMove], move: StageMove) -> StageMove:
+            seen.extend(moves)
+            return dataclasses.replace(move, previous="p" * 64, signature="s")
+
+        sealed = store.assign(ref, "production", approver="me", reason="r", seal=seal)
+        assert seen == [first] and (sealed.previous, sealed.signature) == ("p" * 64, "s")
+        assert self.reopen(store).moves("release") == [first, sealed]
+
+        def refuse(moves: Sequence[StageMove], move: StageMove) -> StageMove:
+            raise GateRefused("No.", "Never.")
+
+        with pytest.raises(GateRefused):
+            store.assign(ref, "production", approver="me", reason="r", seal=refuse)
+        assert self.reopen(store).moves("release") == [first, sealed]
 
     def test_stages_follow_the_highest_counter_within_one_second(self, store: ArtifactStore, tmp_path: Path) -> None:
         one, two = (store.put("release", folder_with(tmp_path / str(n), x=str(n))) for n in (1, 2))
