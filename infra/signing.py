@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "ONEREWARD_SIGNING_KEY"
 REMEDY = "Set ONEREWARD_SIGNING_KEY to the private key, or sign where it is kept (docs/promotion.md)."
+UNQUOTED = str.maketrans("", "", '[]"\\')
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Keys:
                 verifier = Config().set_hashing_config(_every_file()).use_elliptic_key_verifier(public_key=self.trusted[signer])
                 verifier.verify(folder, file)
         except Exception as error:  # no JSON, an unknown key, a wrong signature, other files: each has a class of its own
-            said = str(error).split(": Expected")[0].replace('["', "").removesuffix('"]')  # without the library's lists of digests
+            said = str(error).split(": Expected")[0].translate(UNQUOTED)  # the library gives a list with digests
             why = "its key is not trusted here" if isinstance(error, KeyError) else said or type(error).__name__
             remedy = f"Trusted are the keys in {self.folder / 'trusted'}; what was altered must be made again."
             raise SignatureRefused(f"The signature of {what} does not hold: {why}.", remedy) from error
