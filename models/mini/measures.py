@@ -1,4 +1,4 @@
-"""Ground-truth measures of an edit whose perfect answer is known. Higher is better; zero (one for glyphs) is perfect.
+"""Ground-truth measures of an edit whose perfect answer is known. Higher is better; perfect is one for agreements of edges and letters, else zero.
 
     measure("seam_agreement", image, target, mask, truth, prompt)
 
@@ -8,6 +8,7 @@ Images are float32 [3, H, W] in [0, 1], masks [1, H, W] in {0, 1}; only pixels i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -22,6 +23,7 @@ RING_PX = 3  # ours: width of the ring inside the mask's edge that consistency l
 POOL_PX = 4  # ours: cell of the pooled colour difference, at 64 px
 SHIFT_PX = 2  # ours: how far lettering may be displaced and still count as the same
 INK = 0.2  # ours: how far a column's luma lies from the paper's where a letter touches it
+DETAIL_FLOOR = 1e-4  # ours: power of the Laplacian under which a region counts as flat, about one grey level
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -46,7 +48,8 @@ def _gradients(image: Tensor) -> Tensor:
 
 
 def _edge_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
-    return -inside((_gradients(image) - _gradients(target)).abs(), mask)
+    seen, asked = _gradients(image) * mask, _gradients(target) * mask
+    return float((seen * asked).sum() / (seen.pow(2).sum() * asked.pow(2).sum()).sqrt().clamp(min=1e-6))
 
 
 def _seam_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
@@ -79,13 +82,14 @@ def _letters_agreement(image: Tensor, target: Tensor, word: dict[str, Any]) -> f
     return sum(found) / len(found)
 
 
-def _texture_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
-    def variation(picture: Tensor) -> float:
-        right = F.pad((picture[:, :, 1:] - picture[:, :, :-1]).abs(), (0, 1))
-        down = F.pad((picture[:, 1:] - picture[:, :-1]).abs(), (0, 0, 0, 1))
-        return inside(right + down, mask)
+def _detail_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+    kernel = image.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
 
-    return -abs(variation(image) - variation(target))
+    def detail(picture: Tensor) -> float:
+        padded = F.pad(luma(picture)[None, None], (1, 1, 1, 1), mode="replicate")
+        return math.log10(inside(F.conv2d(padded, kernel[None, None])[0].pow(2), mask) + DETAIL_FLOOR)
+
+    return -abs(detail(image) - detail(target))
 
 
 def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
@@ -114,7 +118,7 @@ MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any], str], floa
     "edge_agreement": _edge_agreement,
     "seam_agreement": _seam_agreement,
     "prompt_agreement": _prompt_agreement,
-    "texture_agreement": _texture_agreement,
+    "detail_agreement": _detail_agreement,
     "glyph_agreement": _glyph_agreement,
     "clean_agreement": _clean_agreement,
 }
