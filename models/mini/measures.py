@@ -1,4 +1,4 @@
-"""Ground-truth measures of an edit whose perfect answer is known. Higher is better; perfect is one for agreements of edges and letters, else zero.
+"""Ground-truth measures of an edit whose perfect answer is known. Higher is better; one is perfect for edges and letters, zero for the rest.
 
     measure("seam_agreement", image, target, mask, truth, prompt)
 
