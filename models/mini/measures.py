@@ -1,4 +1,4 @@
-"""Ground-truth measures of an edit whose perfect answer is known. Higher is better; one is perfect for edges and letters, zero for the rest.
+"""Ground-truth measures of an edit whose perfect answer is known. Higher is better; perfect is one for edges and letters, else zero.
 
     measure("seam_agreement", image, target, mask, truth, prompt)
 
