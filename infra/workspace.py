@@ -24,6 +24,8 @@ from infra.disk import writing
 from infra.signing import Keys
 from infra.stores.base import ArtifactStore
 from infra.stores.dvc import DvcStore
+from infra.stores.lakefs import LakeFSStore
+from infra.stores.lakefs_server import open_server
 from models.errors import ConfigError
 
 HOME_VARIABLE = "ONEREWARD_HOME"
@@ -81,6 +83,8 @@ class Workspace:
         """The artifact store, made on first use. Raises ConfigError for one that does not exist."""
         if self.where == "dvc":
             return DvcStore(self.home / "registry")
+        if self.where.startswith("lakefs://"):
+            return LakeFSStore(open_server(self.where.removeprefix("lakefs://")), self.home / "lakefs")
         raise ConfigError(f"There is no store {self.where!r}.", STORES)
 
     @property

@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 import psutil
+import urllib3
 
 from assets.settings import Settings
 from assets.sources import ROOT
 from infra.data import HUB
+from infra.stores.lakefs_access import ENDPOINT, Access
+from infra.stores.lakefs_server import MAIN, open_server
 from infra.workspace import Workspace
 from models.errors import OneRewardError
 
 Level = Literal["ok", "warning", "error"]
 MEMORY_GB = 6.0  # the mini preset's limit
 DISK_GB = 5.0  # a run of the mini preset with its versions, several times over
+LAKEFS = "lakefs://"
+UNUSED = "onereward"  # a name to ask a server with that is not the store
 ANTLR_REMEDY = "pip install --no-deps antlr4-python3-runtime==4.13.2   (DVC then cannot compose Hydra configs; nothing here does)"
 
 
@@ -122,20 +127,22 @@ def _weights(settings: Settings) -> Finding:
     return Finding("weights", "ok", f"{settings.flux}, {settings.judge}")
 
 
-def _lakefs() -> Finding:
-    endpoint = os.environ.get("LAKEFS_ENDPOINT")
-    if not endpoint:
-        return Finding("lakeFS", "ok", "not used (LAKEFS_ENDPOINT is not set)")
-    import http.client
-    import urllib.request
-
-    if not endpoint.startswith(("http://", "https://")):
-        return Finding("lakeFS", "error", f"{endpoint} is no URL", "Write LAKEFS_ENDPOINT like https://lakefs.example.com.")
-    try:
-        urllib.request.urlopen(f"{endpoint.rstrip('/')}/_health", timeout=3).close()
-    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a port that is no number, a host that is no name
-        return Finding("lakeFS", "error", f"{endpoint} does not answer: {error}", "Start the server or correct LAKEFS_ENDPOINT.")
-    return Finding("lakeFS", "ok", endpoint)
+def _lakefs(workspace: Workspace) -> Finding:
+    """Reachable, credentials accepted, and the store's repository there or possible to make. What cannot be is raised with its remedy."""
+    repository = workspace.where.removeprefix(LAKEFS)
+    used = repository != workspace.where
+    if not used and not os.environ.get(ENDPOINT[0]):
+        return Finding("lakeFS", "ok", f"not used ({ENDPOINT[0]} is not set)")
+    access = Access.from_env()
+    server = open_server(repository if used else UNUSED, retries=1, timeout=urllib3.Timeout(connect=3, read=10))
+    found = f"{access.endpoint}, as {server.user()}"
+    if not used:
+        return Finding("lakeFS", "ok", f"{found}; not the store of this preset")
+    if not server.exists():
+        return Finding("lakeFS", "ok", f"{found}; the repository {repository} is not there yet and will be made in {server.namespace()}")
+    if not server.protected():
+        return Finding("lakeFS", "ok", f"{found}; {MAIN} of {repository} is not protected yet, and will be before the first version")
+    return Finding("lakeFS", "ok", f"{found}; {repository}, {MAIN} protected")
 
 
 def _version(package: str) -> str | None:
@@ -157,7 +164,7 @@ def examine(settings: Settings, workspace: Workspace) -> Iterator[Finding]:
         "weights": lambda: _weights(settings),
         "store": lambda: _store(workspace),
         "labels": lambda: _labels(workspace),
-        "lakeFS": _lakefs,
+        "lakeFS": lambda: _lakefs(workspace),
         "antlr": _antlr,
     }
     for name, look in looks.items():

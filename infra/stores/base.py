@@ -6,14 +6,19 @@ names the digests of everything it was made from. Stages (`candidate`, `staging`
 
 from __future__ import annotations
 
-import hashlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
 from infra.progress import Progress
+from infra.stores.content import digest_of, hash_files, metered
+from models.errors import StoreError, UnknownVersion
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*[a-z0-9]")  # a subset of what GTO and lakeFS allow, safe as a file name
 
 
 @dataclass(frozen=True)
@@ -83,17 +88,34 @@ class GcReport:
 
 def directory_digest(folder: Path) -> tuple[str, int]:
     """Content digest (sha256 hex) and size in bytes of a directory, independent of file times and order on disk."""
-    total = 0
-    lines = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            lines.append(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n")
-        total += path.stat().st_size
-    return hashlib.sha256("".join(lines).encode()).hexdigest(), total
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    total = sum(path.stat().st_size for path in paths)
+    with metered(None, "hash", total) as meter:
+        hashes = hash_files(paths, meter)
+    return digest_of((path.relative_to(folder).as_posix(), sha256) for path, sha256 in zip(paths, hashes, strict=True)), total
+
+
+def file_changes(before: Mapping[str, tuple[str, int]], after: Mapping[str, tuple[str, int]]) -> list[FileChange]:
+    """How two sets of files, path -> (hash, bytes), differ, by path."""
+    changes = []
+    for path in sorted(before.keys() | after.keys()):
+        if path not in before:
+            changes.append(FileChange(path, "added", None, after[path][1]))
+        elif path not in after:
+            changes.append(FileChange(path, "removed", before[path][1], None))
+        elif before[path] != after[path]:
+            changes.append(FileChange(path, "changed", before[path][1], after[path][1]))
+    return changes
+
+
+def check_name(name: str) -> None:
+    """Raises StoreError for what cannot name an artifact or a stage."""
+    if not NAME.fullmatch(name):
+        raise StoreError(f"{name!r} cannot name an artifact or a stage.", "Use a-z, 0-9, - and _; begin and end with a letter or digit.")
 
 
 class ArtifactStore(ABC):
-    """Versioned directories and stage pointers. Implementations: DVC (infra/stores/dvc.py)."""
+    """Versioned directories and stage pointers. Implementations: DVC (dvc.py) and lakeFS (lakefs.py)."""
 
     @abstractmethod
     def put(
@@ -133,25 +155,41 @@ class ArtifactStore(ABC):
         live: ids of the runs under way; what they have begun stays, as does what a `put` under way has stored.
         """
 
-    @abstractmethod
     def find(self, name: str, key: str) -> Version | None:
         """The newest version of `name` made with that key, or None."""
+        return next((v for v in reversed(self.versions(name)) if v.key == key), None) if key else None
 
     @abstractmethod
     def versions(self, name: str | None = None) -> list[Version]:
         """All versions, oldest first; of one name or of all."""
 
-    @abstractmethod
     def version(self, digest: str) -> Version:
         """The newest record of a digest (a unique prefix of 8 or more hex digits will do). Raises UnknownVersion."""
+        return only(self.versions(), digest)
 
-    @abstractmethod
     def lineage(self, digest: str) -> list[Version]:
         """The version and everything it was made from, children before parents, each once. Raises UnknownVersion."""
+        versions = self.versions()
+        first = only(versions, digest)
+        known = {(first.ref.name, first.number): first}
+        edges: dict[tuple[str, int], list[tuple[str, int]]] = {}
+        open_ = list(known)
+        while open_:
+            node = open_.pop()
+            # A parent existed before its child: looking no later keeps the graph free of cycles when bytes are stored again.
+            earlier = [v for v in versions if v.created < known[node].created]
+            parents = [newest(earlier, p.name, p.digest) for p in known[node].parents]
+            edges[node] = [(p.ref.name, p.number) for p in parents]
+            for parent, label in zip(parents, edges[node], strict=True):
+                if label not in known:
+                    known[label] = parent
+                    open_.append(label)
+        return [known[node] for node in reversed(list(TopologicalSorter(edges).static_order()))]
 
-    @abstractmethod
     def stage(self, name: str, stage: str) -> ArtifactRef | None:
         """What a stage points to now, or None."""
+        moves = self.moves(name, stage)
+        return self._version(name, moves[-1].digest).ref if moves else None
 
     @abstractmethod
     def assign(
@@ -166,3 +204,25 @@ class ArtifactStore(ABC):
     @abstractmethod
     def moves(self, name: str, stage: str | None = None) -> list[StageMove]:
         """Every stage move, oldest first."""
+
+    def _version(self, name: str, digest: str) -> Version:
+        """The newest record of (name, digest). Raises UnknownVersion."""
+        return newest(self.versions(name), name, digest)
+
+
+def newest(versions: list[Version], name: str, digest: str) -> Version:
+    """The last of `versions` with that name and digest. Raises UnknownVersion."""
+    for version in reversed(versions):
+        if (version.ref.name, version.ref.digest) == (name, digest):
+            return version
+    raise UnknownVersion(f"The store holds no {name} with digest {digest[:12]}.", "`onereward versions` lists what it holds.")
+
+
+def only(versions: list[Version], digest: str) -> Version:
+    """The last of `versions` whose digest begins so. Raises UnknownVersion when none does, or several, or it is shorter than 8."""
+    found = [v for v in versions if v.ref.digest.startswith(digest)] if len(digest) >= 8 else []
+    if len({v.ref.digest for v in found}) > 1:
+        raise UnknownVersion(f"{digest!r} begins more than one digest.", "Give more of its digits.")
+    if not found:
+        raise UnknownVersion(f"The store holds no version {digest!r}.", "`onereward versions` lists them; give 8 digits or more.")
+    return found[-1]

@@ -16,6 +16,7 @@ from infra.workspace import Workspace
 from pipelines import doctor
 from pipelines.config import load_settings
 from pipelines.doctor import Finding
+from tests.infra.lakefs_server import LakeFS
 from tests.pipelines.conftest import Command
 
 NAMES = ["cores", "memory", "disk", "GPU", "ONNX Runtime", "engine builder", "weights", "store", "labels", "lakeFS", "antlr"]
@@ -146,6 +147,26 @@ def mute() -> Iterator[str]:
 
 
 def test_an_endpoint_that_does_not_answer(examine: Examine, monkeypatch: pytest.MonkeyPatch, mute: str) -> None:
-    monkeypatch.setenv("LAKEFS_ENDPOINT", mute)
+    for name in ("LAKEFS_ENDPOINT", "LAKEFS_ACCESS_KEY_ID", "LAKEFS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, mute)
     finding = examine()["lakeFS"]
     assert finding.level == "error" and f"{mute} does not answer" in finding.found and "Start the server" in finding.remedy
+
+
+def test_a_lakefs_server_its_credentials_and_the_repository(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LakeFS() as server:
+        monkeypatch.setenv("LAKEFS_ENDPOINT", server.endpoint)
+        monkeypatch.delenv("LAKEFS_ACCESS_KEY_ID", raising=False)
+        finding = examine()["lakeFS"]
+        assert finding.level == "error" and "LAKEFS_ACCESS_KEY_ID is not set" in finding.found and finding.remedy
+        for name, value in (server.environment | {"LAKEFS_SECRET_ACCESS_KEY": "expired"}).items():
+            monkeypatch.setenv(name, value)
+        finding = examine()["lakeFS"]
+        assert finding.level == "error" and "401" in finding.found and "expired" in finding.remedy and "expired" not in finding.found
+        monkeypatch.setenv("LAKEFS_SECRET_ACCESS_KEY", server.environment["LAKEFS_SECRET_ACCESS_KEY"])
+        assert "not the store" in examine()["lakeFS"].found
+        monkeypatch.setenv("ONEREWARD_STORE", "lakefs://onereward")
+        finding = examine()["lakeFS"]
+        assert finding.level == "ok" and "will be made in mem://onereward" in finding.found and not server.repositories
+        server.add_repository("onereward", protected=True)
+        assert "main protected" in examine()["lakeFS"].found
