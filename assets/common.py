@@ -266,6 +266,7 @@ def make(work: Work) -> Made:
                 "seconds": round(seconds, 2),
                 **({SIGNATURE: work.workspace.keys.sign_folder(out)} if work.stage.signed else {}),
             },
+            progress=work.progress,
         )
     shutil.rmtree(scratch, ignore_errors=True)
     version = work.store.version(ref.digest)

@@ -81,11 +81,12 @@ class Workspace:
     @cached_property
     def store(self) -> ArtifactStore:
         """The artifact store, made on first use. Raises ConfigError for one that does not exist."""
-        if self.where == "dvc":
-            return DvcStore(self.home / "registry")
+        kind, _, place = self.where.partition("+")
+        if kind == "dvc":
+            return DvcStore(self.home / "registry", remote=place or None)
         if self.where.startswith("lakefs://"):
             return LakeFSStore(open_server(self.where.removeprefix("lakefs://")), self.home / "lakefs")
-        raise ConfigError(f"There is no store {self.where!r}.", STORES)
+        raise ConfigError(f"There is no store of the kind {self.where.partition(':')[0]!r}.", STORES)
 
     @property
     def keys(self) -> Keys:

@@ -144,6 +144,27 @@ def report(
     print(folder / "report.html")
 
 
+@app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this it is only listed.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """What no version, stage or live run refers to: leftovers in the store of work that was cut short."""
+    from dagster import DagsterInstance
+
+    from pipelines.dead_runs import end_dead_runs
+    from pipelines.home import enter
+
+    _, workspace = enter(None, home)
+    with DagsterInstance.get() as instance:
+        live = [run.run_id for run in end_dead_runs(instance, workspace)]
+    report = workspace.store.gc(dry_run=not delete, live=live)
+    for path in report.paths:
+        print(path)
+    ending = "would be removed: run it again with --delete" if report.dry_run else "removed"
+    print(f"{len(report.paths)} files, {report.bytes / 1e6:.1f} MB {ending}")
+
+
 @app.command("pretrain-mini")
 def pretrain_mini_command(
     out: Annotated[Path, typer.Option(help="Folder for the weights: absent, empty, or of an interrupted run.")] = Path("data/mini"),

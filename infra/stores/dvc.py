@@ -1,66 +1,78 @@
 """Artifacts in a DVC registry: a git + DVC repository of its own under the workspace home.
 
-    store = DvcStore(home / "registry")
+    store = DvcStore(home / "registry")                             # or DvcStore(..., remote="s3://bucket/prefix")
     ref = store.put("curated_dataset", folder, key=key, run_id=run)
     folder = store.get(ref)
 
 Layout of the registry:
-    artifacts/<name>/, <name>.dvc   the newest version's bytes, tracked by DVC
-    records/<name>/<number>.json    one record per version, never changed; `find`, `versions` and `lineage` read these alone
+    artifacts/<name>/, <name>.dvc   the newest version's bytes, tracked by DVC; dvc.yaml names them for `dvc artifacts get`
+    records/, manifests/            what infra/stores/records.py reads
     checkouts/<digest>/             what `get` hands out, linked from DVC's cache, files read-only
+    .work/                          what puts under way have begun, and the hashes of folders put before
 One commit per version; stages are annotated tags in GTO's format (`<name>@v1.0.<number>`, `<name>#<stage>#<counter>`), so
 `git log`, `dvc status` and `gto show` work in the registry. The last commit is the truth: a writer that fails or is killed
-leaves `.pending` behind until the working tree and the cache are back at that commit. A stage is resolved by its highest
-counter and not by GTO, which goes by tag times: these have whole seconds, and after a rollback it names the wrong version.
+leaves `.pending` behind until the working tree is back at that commit. Bytes are copied before the lock is taken, and checked
+to be there once it is: an object that no commit leads to is a leftover, which the next put of the same bytes uses and `gc`
+removes. A stage is resolved by its highest counter and not by GTO, which goes by tag times: these have whole seconds, and after
+a rollback it names the wrong version.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from graphlib import TopologicalSorter
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import filelock
+import yaml
 
 from infra.disk import no_space
 from infra.progress import Progress
-from infra.stores.base import ArtifactRef, ArtifactStore, FileChange, GcReport, Seal, StageMove, Version, directory_digest
+from infra.stores.base import (
+    NAME,
+    ArtifactRef,
+    ArtifactStore,
+    FileChange,
+    GcReport,
+    Seal,
+    StageMove,
+    Version,
+    check_name,
+    directory_digest,
+    file_changes,
+)
+from infra.stores.cache import Cache
+from infra.stores.content import Remembered, StoredFile, digest_of, metered, walk
 from infra.stores.history import History
-from infra.stores.records import commit_message, read_record, record_path, record_text
-from models.errors import DigestMismatch, DiskFull, OneRewardError, StoreError, UnknownVersion
+from infra.stores.incoming import Arrival, Incoming
+from infra.stores.records import Records, commit_message, manifest_path, manifest_text, read_manifest, record_path, record_text
+from infra.stores.remote import DVC_CONFIG, Remote, quiet_dvc
+from models.errors import DigestMismatch, DiskFull, OneRewardError, StoreError
 
-if TYPE_CHECKING:
-    from dvc.repo import Repo
-
-LOCK_TIMEOUT_S = 300.0  # ours: longer than storing a full-size model takes
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]*[a-z0-9]")  # a subset of what GTO allows, safe as a file name
-# Hard links first: DVC then moves a new file into its cache instead of copying it once more, and makes it read-only.
-DVC_CONFIG = """\
-[core]
-    analytics = false
-    autostage = false
-    check_update = false
-[cache]
-    dir = cache
-    type = "hardlink,reflink,copy"
-"""
+LOCK_TIMEOUT_S = 300.0  # ours: no lock is held while bytes are copied, but for a `get` of the same digest
 
 
 class DvcStore(ArtifactStore):
-    """An artifact store in a folder. Made on first use; safe to open from several processes."""
+    """An artifact store in a folder. Made on first use; safe to open from several processes.
 
-    def __init__(self, root: Path, lock_timeout: float = LOCK_TIMEOUT_S):
+    remote: a folder or `s3://bucket/prefix`. A put is then complete only when its bytes are there too, and `get` fetches from
+    there what the cache has lost.
+    """
+
+    def __init__(self, root: Path, lock_timeout: float = LOCK_TIMEOUT_S, remote: str | None = None):
         self.root = root.resolve()
         self.lock_timeout = lock_timeout
+        self.remote = Remote(self.root, remote) if remote else None
         self.history = History(self.root)
+        self.records = Records(self.root)
+        self.cache = Cache(self.root / ".dvc" / "cache" / "files" / "md5")
+        self.incoming = Incoming(self.root / ".work" / "incoming")
         self._pending = self.root / ".pending"
         with self._errors("be opened"):
             if not self.history.exists():
@@ -72,6 +84,7 @@ class DvcStore(ArtifactStore):
                 with suppress(filelock.Timeout), filelock.FileLock(self.root / ".lock", timeout=0):
                     if self._pending.exists():  # it may have ended between the two lines above
                         self._recover()
+            self._configure()
 
     def put(
         self,
@@ -87,30 +100,32 @@ class DvcStore(ArtifactStore):
         progress: Progress | None = None,
     ) -> ArtifactRef:
         """See ArtifactStore. Also raises StoreError for an unusable folder."""
-        _check_name(name)
-        files = _check_folder(folder)
-        with self._errors(f"store {name}"), self._locked():
-            digest, size = directory_digest(folder)
-            same = next((v for v in self._newest_first(name) if v.ref.digest == digest and v.key == key), None)
-            if same is not None:
+        check_name(name)
+        with self._errors(f"store {name}"):
+            known = Remembered(self.root / ".work" / "hashes", folder, walk(folder))
+            files = list(known.files.values())
+            if len(files) == len(known.found) and self._held(files) and (same := self._same(name, key, files)):
+                self._upload(name, self.records.object_id(same), files, progress)
                 return same.ref
             for parent in parents:
                 self._version(parent.name, parent.digest)
-            with self._writing(name):
-                object_id, *stored = self._add(name, folder)
-                if stored != [files, size]:
-                    raise StoreError(
-                        f"{folder} changed while it was stored, or DVC skipped files.", "Let its writer end; name files plainly."
-                    )
-                number = 1 + max((v.number for v in self._newest_first(name)), default=0)
-                ref = ArtifactRef(name, digest, f"dvc://{self.root.name}?name={name}&digest={digest}", size)
-                version = Version(
-                    ref, number, key, tuple(parents), run_id, self._now(), code_version, dict(config or {}), dict(metadata or {})
-                )
-                record = record_text(version, object_id)
-                paths = [f"artifacts/{name}.dvc", "artifacts/.gitignore"]
-                contents = {path: (self.root / path).read_bytes() for path in paths}
-                self.history.commit(contents | {record_path(name, number): record.encode()}, commit_message(version))
+            fields = (tuple(parents), run_id, "", code_version, dict(config or {}), dict(metadata or {}))
+            json.dumps(fields[-2:])  # what JSON cannot hold is told before the bytes are copied
+            with self._arriving(run_id) as arrival:
+                files = arrival.bring(folder, known, name, progress)
+                object_id = arrival.bring_list(files)
+                self._upload(name, object_id, files, progress)
+                with self._locked():
+                    if not self._held(files) or not self.cache.path(object_id).exists():  # collected, or taken back by another put
+                        files = arrival.bring(folder, known, name, progress)
+                        arrival.bring_list(files)
+                    if same := self._same(name, key, files):
+                        return same.ref
+                    digest, size = digest_of((f.path, f.sha256) for f in files), sum(f.size for f in files)
+                    ref = ArtifactRef(name, digest, f"dvc://{self.root.name}?name={name}&digest={digest}", size)
+                    number = 1 + max((v.number for v in self.records.newest_first(name)), default=0)
+                    version = dataclasses.replace(Version(ref, number, key, *fields), created=self.records.now())
+                    self._commit(version, object_id, files, arrival)
         return ref
 
     def get(self, ref: ArtifactRef, progress: Progress | None = None) -> Path:
@@ -119,77 +134,50 @@ class DvcStore(ArtifactStore):
         target = self.root / "checkouts" / ref.digest
         if _intact(target, ref.digest):
             return target
-        with self._errors(f"read {ref.name}"), self._locked():
-            if _intact(target, ref.digest):  # another process may have linked it meanwhile
-                return target
-            part = target.with_name(f"{ref.digest}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            try:
-                self._link(version, part)
-                if not _intact(part, ref.digest):
-                    raise _mismatch(version, "do not hash to it")
-                shutil.rmtree(target, ignore_errors=True)
-                part.rename(target)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+        with self._errors(f"read {ref.name}"):
+            target.parent.mkdir(exist_ok=True)
+            with self._waiting(self._reading(ref.digest)):
+                if _intact(target, ref.digest):  # another process may have linked it meanwhile
+                    return target
+                part = target.with_name(f"{ref.digest}.part")
+                try:
+                    files = self.records.manifest(ref.digest)
+                    bad = self.cache.assemble(files, part, progress)
+                    if bad and self.remote:
+                        self._fetch(version, bad, part, progress)
+                        bad = self.cache.assemble(files, part, progress)
+                    if bad:
+                        raise _mismatch(version, bad[0])
+                    shutil.rmtree(target, ignore_errors=True)
+                    part.rename(target)
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
         return target
 
     def diff(self, a: ArtifactRef, b: ArtifactRef) -> list[FileChange]:
-        before, after = (self._contents(self._version(ref.name, ref.digest)) for ref in (a, b))
-        changes = []
-        for path in sorted(before.keys() | after.keys()):
-            old, new = before.get(path), after.get(path)
-            if old != new:
-                kind: Literal["added", "removed", "changed"] = "added" if old is None else "removed" if new is None else "changed"
-                changes.append(FileChange(path, kind, old and old[1], new and new[1]))
-        return changes
+        for ref in (a, b):
+            self._version(ref.name, ref.digest)
+        before, after = (self.records.manifest(ref.digest) for ref in (a, b))
+        return file_changes({f.path: (f.sha256, f.size) for f in before}, {f.path: (f.sha256, f.size) for f in after})
 
     def gc(self, dry_run: bool = True, live: Collection[str] = ()) -> GcReport:
+        """See ArtifactStore. A remote may be shared, and is left alone."""
         with self._errors("be cleaned"), self._locked():
-            sizes = {path: path.stat().st_size for path in self._unreferenced()}
+            wanted = self._referenced() | self.incoming.objects(live)
+            garbage = [path for object_id, path in self.cache.objects() if object_id not in wanted]
+            leftovers = [*self.incoming.leftovers(live), *self._half_read()]
+            sizes = {path: path.stat().st_size for path in (*garbage, *leftovers)}
             for path in [] if dry_run else sizes:
-                path.unlink()
+                path.unlink(missing_ok=True)
         return GcReport(tuple(sorted(str(path.relative_to(self.root)) for path in sizes)), sum(sizes.values()), dry_run)
 
-    def find(self, name: str, key: str) -> Version | None:
-        return next((v for v in self._newest_first(name) if v.key == key), None) if key else None
-
     def versions(self, name: str | None = None) -> list[Version]:
-        names = [name] if name is not None else sorted(p.name for p in (self.root / "records").glob("*"))
-        return sorted((v for each in names for v in self._newest_first(each)), key=lambda v: v.created)
-
-    def version(self, digest: str) -> Version:
-        found = [v for v in self.versions() if v.ref.digest.startswith(digest)] if len(digest) >= 8 else []
-        if len({v.ref.digest for v in found}) > 1:
-            raise UnknownVersion(f"{digest!r} begins more than one digest.", "Give more of its digits.")
-        if not found:
-            raise UnknownVersion(f"{self.root} holds no version {digest!r}.", "`onereward versions` lists them; give 8 digits or more.")
-        return found[-1]
-
-    def lineage(self, digest: str) -> list[Version]:
-        first = self.version(digest)
-        known = {(first.ref.name, first.number): first}
-        edges: dict[tuple[str, int], list[tuple[str, int]]] = {}
-        open_ = list(known)
-        while open_:
-            node = open_.pop()
-            # A parent existed before its child: looking no later keeps the graph free of cycles when bytes are stored again.
-            parents = [self._version(p.name, p.digest, before=known[node].created) for p in known[node].parents]
-            edges[node] = [(p.ref.name, p.number) for p in parents]
-            for parent, label in zip(parents, edges[node], strict=True):
-                if label not in known:
-                    known[label] = parent
-                    open_.append(label)
-        return [known[node] for node in reversed(list(TopologicalSorter(edges).static_order()))]
-
-    def stage(self, name: str, stage: str) -> ArtifactRef | None:
-        moves = self.moves(name, stage)
-        return self._version(name, moves[-1].digest).ref if moves else None
+        return self.records.all(name)
 
     def assign(
         self, ref: ArtifactRef, stage: str, *, approver: str, reason: str, evidence: Sequence[str] = (), seal: Seal | None = None
     ) -> StageMove:
-        _check_name(stage)
+        check_name(stage)
         with self._errors(f"point {stage} at {ref.name}"), self._locked():
             version = self._version(ref.name, ref.digest)
             earlier = self.moves(ref.name)
@@ -198,7 +186,7 @@ class DvcStore(ArtifactStore):
             move = StageMove(ref.name, stage, ref.digest, version.number, counter, when, approver, reason, tuple(evidence))
             move = seal(earlier, move) if seal else move
             with self._writing(ref.name):
-                commit = self.history.introduced(record_path(ref.name, version.number))
+                commit = self.history.introduced(record_path(ref.name, version.number), f"{ref.name} {version.number}: ")
                 registered = f"{ref.name}@v1.0.{version.number}"
                 if registered not in self.history.tags(registered):
                     self.history.tag(registered, commit, f"{ref.name} {version.number}, digest {ref.digest}\n")
@@ -221,29 +209,66 @@ class DvcStore(ArtifactStore):
             found.append(dataclasses.replace(move, evidence=tuple(move.evidence)))
         return sorted(found, key=lambda move: move.counter)
 
-    # Records
+    # Bytes
 
-    def _newest_first(self, name: str) -> Iterator[Version]:
-        for path in sorted((self.root / "records" / name).glob("*.json"), reverse=True):
-            yield read_record(path)[0]
+    def _upload(self, name: str, object_id: str, files: Iterable[StoredFile], progress: Progress | None) -> None:
+        """Let the remote, where there is one, hold all objects of an artifact."""
+        if self.remote:
+            objects = {file.md5: file.size for file in files} | {object_id: self.cache.path(object_id).stat().st_size}
+            with metered(progress, f"upload {name}", sum(objects.values())) as meter:
+                self.remote.push(self.cache, objects, meter)
 
-    def _version(self, name: str, digest: str, before: str | None = None) -> Version:
-        """The newest record of (name, digest), made before a moment."""
-        for version in self._newest_first(name):
-            if version.ref.digest == digest and (before is None or version.created < before):
-                return version
-        raise UnknownVersion(f"{self.root} holds no {name} with digest {digest[:12]}.", "`onereward versions` lists what it holds.")
+    def _fetch(self, version: Version, files: Iterable[StoredFile], drafts: Path, progress: Progress | None) -> None:
+        """Put what the remote holds in the place of objects that are absent or damaged."""
+        assert self.remote is not None
+        objects = {file.md5: file.size for file in files}
+        for object_id in objects:
+            self.cache.path(object_id).unlink(missing_ok=True)
+        with metered(progress, f"fetch {version.ref.name}", sum(objects.values())) as meter:
+            self.remote.fetch(self.cache, objects, drafts, meter)
 
-    def _now(self) -> str:
-        """The time, but after every record: a clock that steps back must not reorder history."""
-        now = datetime.now(UTC)
-        for folder in (self.root / "records").glob("*"):
-            newest = max(folder.glob("*.json"), default=None)
-            if newest is not None:
-                now = max(now, datetime.fromisoformat(read_record(newest)[0].created) + timedelta(microseconds=1))
-        return now.isoformat(timespec="microseconds")
+    def _half_read(self) -> list[Path]:
+        """The files of reads that were killed: the next `get` of the same digest begins anew."""
+        found: list[Path] = []
+        for part in (self.root / "checkouts").glob("*.part"):
+            with suppress(filelock.Timeout), filelock.FileLock(self._reading(part.stem), timeout=0):
+                found += (path for path in part.rglob("*") if path.is_file())
+        return found
 
-    # Bytes, through DVC
+    def _reading(self, digest: str) -> Path:
+        """The lock of whoever makes the checkout of a digest."""
+        return self.root / "checkouts" / f".{digest}.lock"
+
+    def _held(self, files: Iterable[StoredFile]) -> bool:
+        return all(self.cache.has(file) for file in files)
+
+    def _same(self, name: str, key: str, files: Iterable[StoredFile]) -> Version | None:
+        """The version that has this content and this key."""
+        digest = digest_of((file.path, file.sha256) for file in files)
+        return next((v for v in self.records.newest_first(name) if v.ref.digest == digest and v.key == key), None)
+
+    def _referenced(self) -> set[str]:
+        """The ids of the objects that committed versions consist of."""
+        lists = {json.loads(record)["object"] for record in self.history.files("records")}
+        return lists | {file.md5 for manifest in self.history.files("manifests") for file in read_manifest(manifest)}
+
+    @contextmanager
+    def _arriving(self, run_id: str) -> Iterator[Arrival]:
+        """A put under way. A full disk gets back what it brought; after any other failure that stays for the next try."""
+        with self._locked():
+            arrival = self.incoming.open(self.cache, run_id)
+        try:
+            yield arrival
+        except BaseException as error:
+            if no_space(error):
+                with suppress(Exception), self._locked():
+                    for object_id in arrival.added - self._referenced():
+                        self.cache.path(object_id).unlink(missing_ok=True)
+            raise
+        finally:
+            arrival.close()
+
+    # One writer at a time, all or nothing
 
     def _create(self) -> None:
         from dvc.repo import Repo
@@ -255,76 +280,68 @@ class DvcStore(ArtifactStore):
             for leftover in (".git", ".dvc"):  # of a creation that was interrupted: there is no commit, so nothing was stored
                 shutil.rmtree(self.root / leftover, ignore_errors=True)
             self.history.create()
-            _quiet_dvc()
+            quiet_dvc()
             Repo.init(str(self.root)).close()
             files = {
                 ".dvc/config": DVC_CONFIG,
                 ".dvc/.gitignore": (self.root / ".dvc" / ".gitignore").read_text(),
-                ".dvcignore": "/checkouts\n",
-                ".gitignore": "/checkouts\n/.lock\n/.pending\n",
+                ".dvcignore": "/checkouts\n/.work\n",
+                ".gitignore": "/checkouts\n/.work\n/.lock\n/.pending\n",
             }
             self.history.commit({path: text.encode() for path, text in files.items()}, "Create the registry")
             (self.root / "records").mkdir()
 
-    @contextmanager
-    def _dvc(self) -> Iterator[Repo]:
-        """DVC's view of the registry, opened anew: a long-lived one goes stale."""
-        from dvc.repo import Repo
+    def _configure(self) -> None:
+        """Write the remote's address where DVC's own commands look for it."""
+        path = self.root / ".dvc" / "config"
+        if self.remote and self.remote.config != path.read_text():
+            with self._locked(), self._writing(""):
+                self.history.commit({".dvc/config": self.remote.config.encode()}, f"Use the remote {self.remote.url}")
 
-        _quiet_dvc()
-        # Where DVC remembers file hashes; inside the registry, so that a full disk elsewhere or another user's cache is no matter.
-        repo = Repo(str(self.root), config={"core": {"site_cache_dir": str(self.root / ".dvc" / "tmp" / "site")}})
-        try:
-            yield repo
-        finally:
-            repo.close()
-
-    def _add(self, name: str, folder: Path) -> tuple[str, int, int]:
-        """Copy a folder to `artifacts/<name>` and let DVC track it: DVC's id of it, its files and bytes as DVC counts them."""
-        target = self.root / "artifacts" / name
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(folder, target, copy_function=shutil.copyfile)
-        with self._dvc() as repo:
-            (stage,) = repo.add(str(target))
-            (out,) = stage.outs
-            return out.hash_info.value, out.meta.nfiles, out.meta.size
-
-    def _link(self, version: Version, target: Path) -> None:
-        """Put a version's files at `target` from the cache, read-only. Raises DigestMismatch when the cache has lost some."""
-        from dvc_data.hashfile.checkout import CheckoutError, checkout
-        from dvc_data.hashfile.hash_info import HashInfo
-        from dvc_data.hashfile.tree import Tree
-        from dvc_objects.errors import ObjectDBError
-
-        object_id = read_record(self.root / record_path(version.ref.name, version.number))[1]
-        target.parent.mkdir(exist_ok=True)
-        with self._dvc() as repo:
-            cache = repo.cache.local
-            try:
-                checkout(str(target), cache.fs, Tree.load(cache, HashInfo("md5", object_id)), cache, force=True, quiet=True)
-            except (CheckoutError, ObjectDBError, FileNotFoundError) as error:
-                raise _mismatch(version, "are missing from the cache or unreadable") from error
-        for path in target.rglob("*"):
-            if path.is_file():
-                path.chmod(0o444)
-
-    # One writer at a time, all or nothing
+    def _commit(self, version: Version, object_id: str, files: list[StoredFile], arrival: Arrival) -> None:
+        """Make the version the newest of its name: working copy, DVC's files, record and manifest, as one commit."""
+        name = version.ref.name
+        with self._writing(name):
+            working = self.root / "artifacts" / name
+            shutil.rmtree(working, ignore_errors=True)
+            self.cache.link(files, arrival.folder / "tree")
+            working.parent.mkdir(exist_ok=True)
+            (arrival.folder / "tree").rename(working)
+            names = sorted({path.parent.name for path in (self.root / "records").glob("*/000001.json")} | {name})
+            out = {"md5": object_id, "size": version.ref.size, "nfiles": len(files), "hash": "md5", "path": name}
+            contents = {
+                f"artifacts/{name}.dvc": yaml.safe_dump({"outs": [out]}, sort_keys=False),
+                "artifacts/.gitignore": "".join(f"/{each}\n" for each in names),
+                "dvc.yaml": yaml.safe_dump({"artifacts": {each: {"path": f"artifacts/{each}"} for each in names}}),
+                manifest_path(version.ref.digest): manifest_text(files),
+                record_path(name, version.number): record_text(version, object_id),
+            }
+            self.history.commit({path: text.encode() for path, text in contents.items()}, commit_message(version))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the store's lock. What a killed writer left is repaired first."""
+        with self._waiting(self.root / ".lock"):
+            if self._pending.exists():
+                self._recover()
+            yield
+
+    @contextmanager
+    def _waiting(self, lock: Path) -> Iterator[None]:
         try:
-            with filelock.FileLock(self.root / ".lock", timeout=self.lock_timeout):
-                if self._pending.exists():
-                    self._recover()
-                yield
+            held = filelock.FileLock(lock, timeout=self.lock_timeout)
+            held.acquire()
         except filelock.Timeout as error:
             what = f"{self.root} has been locked by another process for {self.lock_timeout:g} s."
             raise StoreError(what, "Let the other run end, or end it; its lock goes with it.") from error
+        try:
+            yield
+        finally:
+            held.release()
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
-        """All or nothing: on any failure, Ctrl-C included, the store is brought back to its last commit."""
+        """All or nothing: on any failure, Ctrl-C included, the versions are brought back to the last commit."""
         self._pending.write_text(name)
         try:
             yield
@@ -335,40 +352,15 @@ class DvcStore(ArtifactStore):
         self._pending.unlink()
 
     def _recover(self) -> None:
-        """Back to the last commit: cache, working tree, and the working copy of the artifact that was being written."""
+        """Back to the last commit: the working tree, and the working copy of the artifact that was being written."""
         name = self._pending.read_text()
-        shutil.rmtree(self.root / ".dvc" / "tmp", ignore_errors=True)  # DVC's own locks and hash memory, perhaps half written
+        self.history.reset()
         if name:
             shutil.rmtree(self.root / "artifacts" / name, ignore_errors=True)
-        for path in self._unreferenced():
-            path.unlink()
-        self.history.reset()
-        newest = next(self._newest_first(name), None) if name else None
-        if newest is not None:
-            self._link(newest, self.root / "artifacts" / newest.ref.name)
+            newest = next(self.records.newest_first(name), None)
+            if newest is not None:
+                self.cache.link(self.records.manifest(newest.ref.digest), self.root / "artifacts" / name)
         self._pending.unlink()
-
-    def _unreferenced(self) -> list[Path]:
-        """Cache objects that no committed record leads to: the leftovers of versions that were never stored."""
-        cache = self.root / ".dvc" / "cache" / "files" / "md5"
-        wanted = set()
-        for record in self.history.files("records"):
-            object_id = json.loads(record)["object"]
-            directory = cache / object_id[:2] / object_id[2:]
-            wanted.add(directory)
-            if directory.exists():
-                wanted |= {cache / entry["md5"][:2] / entry["md5"][2:] for entry in json.loads(directory.read_text())}
-        return [path for path in cache.rglob("*") if path.is_file() and path not in wanted]
-
-    def _contents(self, version: Version) -> dict[str, tuple[str, int]]:
-        """Path -> (MD5, bytes) of a version's files, as DVC's cache has them."""
-        cache = self.root / ".dvc" / "cache" / "files" / "md5"
-        object_id = read_record(self.root / record_path(version.ref.name, version.number))[1]
-        try:
-            entries = json.loads((cache / object_id[:2] / object_id[2:]).read_text())
-            return {e["relpath"]: (e["md5"], (cache / e["md5"][:2] / e["md5"][2:]).stat().st_size) for e in entries}
-        except (OSError, ValueError) as error:
-            raise _mismatch(version, "are missing from the cache or unreadable") from error
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
@@ -385,31 +377,10 @@ class DvcStore(ArtifactStore):
             raise StoreError(f"{self.root} could not {doing}: {error}.", "See the cause above; the store is as it was.") from error
 
 
-def _quiet_dvc() -> None:
-    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # it prints hints and bars; its errors reach us as exceptions
-
-
-def _check_name(name: str) -> None:
-    if not NAME.fullmatch(name):
-        raise StoreError(f"{name!r} cannot name an artifact or a stage.", "Use a-z, 0-9, - and _; begin and end with a letter or digit.")
-
-
-def _check_folder(folder: Path) -> int:
-    """The number of files. Raises StoreError for a folder that is absent, empty or holds links."""
-    paths = list(folder.rglob("*")) if folder.is_dir() else []
-    for path in paths:
-        if path.is_symlink():
-            raise StoreError(f"{path} is a symbolic link.", "An artifact holds its own bytes: put the file itself there.")
-    files = sum(path.is_file() for path in paths)
-    if not files:
-        raise StoreError(f"{folder} is no folder with files in it.", "An artifact is a folder that holds at least one file.")
-    return files
-
-
 def _intact(folder: Path, digest: str) -> bool:
     return folder.is_dir() and directory_digest(folder)[0] == digest
 
 
-def _mismatch(version: Version, how: str) -> DigestMismatch:
-    what = f"The stored bytes of {version.ref.name} {version.number} ({version.ref.digest[:12]}) {how}."
-    return DigestMismatch(what, "Restore the registry from a backup, or move it away and run the chain again.")
+def _mismatch(version: Version, file: StoredFile) -> DigestMismatch:
+    what = f"{file.path} of {version.ref.name} {version.number} ({version.ref.digest[:12]}) is missing from the store or damaged."
+    return DigestMismatch(what, "Put the same files again, restore the registry from a backup, or run the chain again.")

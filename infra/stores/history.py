@@ -11,6 +11,8 @@ a few milliseconds. A repository is opened per call, so another process's commit
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pygit2
@@ -86,29 +88,33 @@ class History:
                 found.append(item.data)
         return found
 
-    def introduced(self, path: str) -> str:
-        """The commit that brought `path`, as hex. Raises StoreError when no commit did."""
+    def introduced(self, path: str, subject: str = "") -> str:
+        """The commit that brought `path`, as hex; it is among those whose message begins with `subject`, which saves looking into all.
+
+        Raises StoreError when no commit did.
+        """
         repo = self._open()
         for commit in repo.walk(repo.head.target, SortMode.TOPOLOGICAL):
-            if path in commit.tree and not any(path in parent.tree for parent in commit.parents):
+            if commit.message.startswith(subject) and path in commit.tree and not any(path in parent.tree for parent in commit.parents):
                 return str(commit.id)
         raise StoreError(f"No commit in {self.root} brought {path}.", "The registry's history was altered; restore it from a backup.")
 
     def tag(self, tag: str, commit: str, message: str) -> None:
-        """Make an annotated tag on a commit."""
-        self._open().create_tag(tag, commit, ObjectType.COMMIT, pygit2.Signature(NAME, EMAIL), message)
+        """Make an annotated tag on a commit, a second later than every other: GTO goes by these times, which are whole seconds."""
+        repo = self._open()
+        when = max([int(time.time()), *(each.tagger.time + 1 for _, each in self._tags(repo, "") if each.tagger)])
+        repo.create_tag(tag, commit, ObjectType.COMMIT, pygit2.Signature(NAME, EMAIL, when), message)
 
     def tags(self, prefix: str) -> dict[str, str]:
         """Annotated tags that begin with `prefix`: name -> message."""
-        repo = self._open()
-        start = f"refs/tags/{prefix}"
-        found = {}
+        return {name: tag.message for name, tag in self._tags(self._open(), prefix)}
+
+    def _tags(self, repo: pygit2.Repository, prefix: str) -> Iterator[tuple[str, pygit2.Tag]]:
         for name in repo.references:
-            if name.startswith(start):
+            if name.startswith(f"refs/tags/{prefix}"):
                 tag = repo[repo.references[name].target]
                 if isinstance(tag, pygit2.Tag):
-                    found[name.removeprefix("refs/tags/")] = tag.message
-        return found
+                    yield name.removeprefix("refs/tags/"), tag
 
     def _open(self) -> pygit2.Repository:
         return pygit2.Repository(str(self.root))

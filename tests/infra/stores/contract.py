@@ -100,6 +100,14 @@ class StoreContract:
         with pytest.raises(DigestMismatch, match="onnx 1"):
             self.reopen(store).get(ref)
 
+    def test_bytes_that_were_lost_come_back_with_the_same_content(self, store: ArtifactStore, tmp_path: Path) -> None:
+        folder = folder_with(tmp_path / "a", x="1" * 100)
+        ref = store.put("onnx", folder)
+        (store.get(ref) / "x").unlink()
+        self.damage(store, b"1" * 100, "removed")
+        assert self.reopen(store).put("onnx", folder) == ref
+        assert directory_digest(store.get(ref))[0] == ref.digest and len(store.versions()) == 1
+
     def test_a_difference_is_told_by_path_and_size(self, store: ArtifactStore, tmp_path: Path) -> None:
         one = store.put("onnx", folder_with(tmp_path / "1", gone="12", kept="1", other="abc", resized="1"))
         two = store.put("onnx", folder_with(tmp_path / "2", kept="1", new="123", other="abd", resized="12"))
@@ -109,6 +117,7 @@ class StoreContract:
             FileChange("other", "changed", 3, 3),
             FileChange("resized", "changed", 1, 2),
         ]
+        self.damage(store, b"123", "removed")  # what is not there is not needed
         assert self.reopen(store).diff(one, two) == expected and store.diff(one, one) == []
         with pytest.raises(UnknownVersion):
             store.diff(one, ArtifactRef("onnx", "f" * 64, "", 0))
