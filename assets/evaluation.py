@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -9,7 +10,9 @@ import onnxruntime
 
 from assets.common import Work, stage
 from assets.policy import policy
+from assets.sources import ROOT
 from assets.winner import parent, released_policy
+from infra.data import weights, weights_digest
 from infra.stores.base import ArtifactRef
 from ops.evaluate import EvaluateConfig, evaluate
 
@@ -24,9 +27,16 @@ def _rival(work: Work) -> ArtifactRef | None:
     return parent(work, measured, production.name) if measured else None
 
 
-def _reader(work: Work) -> dict[str, str]:
-    """What the word reader runs in; either comes as one of several distributions."""
-    return {"onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__}
+def _clip(work: Work) -> Path | None:
+    """The folder of the CLIP checkpoint that blind evidence takes; None where the preset names none."""
+    return weights(work.settings.clip, ROOT) if work.settings.clip else None
+
+
+def _measured_with(work: Work) -> dict[str, str]:
+    """What the word reader runs in (either comes as one of several distributions), and the bytes of the CLIP checkpoint."""
+    clip = _clip(work)
+    read = {"onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__}
+    return {**read, **({"clip": weights_digest(clip, work.workspace.home / "weights.json")} if clip else {})}
 
 
 @stage(
@@ -37,11 +47,11 @@ def _reader(work: Work) -> dict[str, str]:
     models=("flux", "judge"),
     gpu=True,
     libraries=("pillow", "scikit-image", "scipy", "rapidocr", "matplotlib"),  # measures, intervals, the reader's network, the signs' font
-    depends=_reader,
+    depends=_measured_with,
     uses=_rival,
 )
 def evaluation(work: Work) -> dict[str, Any]:
-    """Held-out conditions, the same seeds for base, production and every healthy policy; win rates by ground truth and by judge."""
+    """Held-out conditions, the same seeds for base, production and every healthy policy; win rates by measures and by judge."""
     inputs = work.inputs
     return evaluate(
         work.config,
@@ -56,4 +66,5 @@ def evaluation(work: Work) -> dict[str, Any]:
         candidates=inputs["candidates"],
         pairs=inputs["preference_pairs"],
         base_judge=work.judge,
+        clip=_clip(work),
     )

@@ -24,6 +24,9 @@ class Settings(OpConfig):
     store: str = pydantic.Field(
         "dvc", description="Where versions are kept: `dvc`, `dvc+s3://bucket/prefix`, `dvc+/folder` or `lakefs://repository`."
     )
+    clip: str = pydantic.Field(
+        "", description="CLIP checkpoint that blind evidence takes: a folder, or `hub:<id>[@revision]`. Empty: none."
+    )
     taxonomy: str | None = pydantic.Field(None, description="Another taxonomy file; relative to the repository. None: the one shipped.")
     threads: int = pydantic.Field(2, ge=1, description="ours: threads of torch and OpenMP in the run's process.")
     auto_promote: bool = pydantic.Field(False, description="ours: may a release move itself to production once every gate passed?")
@@ -47,9 +50,10 @@ class Settings(OpConfig):
 
 
 def thresholds(settings: Settings) -> GateConfig:
-    """The gates' thresholds under a preset. Raises ConfigError for values that are not valid."""
+    """The gates' thresholds under a preset, by the evidence that its evaluation reads. Raises ConfigError for values that are not valid."""
+    truth = settings.stages.get("evaluation", {}).get("evidence") != "blind"
     try:
-        return GateConfig(**settings.gates)
+        return GateConfig(**{"require_ground_truth": truth, **settings.gates})
     except pydantic.ValidationError as error:
         raise ConfigError(
             f"Section 'gates' of preset {settings.preset!r} is not valid: {reasons(error)}.", "Correct the preset."

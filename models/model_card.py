@@ -28,6 +28,7 @@ class Card:
     base_model: str  # hub id of the base, or "" where it has none
     licence: str  # of the base, as its own card names it, or "" where it names none
     split: str
+    counted: str  # what wins are counted by, in words
     summary: Mapping[str, Any]  # the mode's entry under `policy` in an evaluation's metrics
     gates: Sequence[Mapping[str, Any]]  # {name, measure, threshold, passed}
     lineage: Sequence[Mapping[str, Any]]  # {name, digest}
@@ -51,7 +52,7 @@ def render_card(card: Card) -> str:
         note = "The weights derive from the base and stay under its licence. The base names none: ask its owner before any use."
     fields = {
         name: getattr(card, name)
-        for name in ("title", "mode", "dtype", "split", "summary", "gates", "lineage", "onnx", "engine", "not_verified")
+        for name in ("title", "mode", "dtype", "split", "counted", "summary", "gates", "lineage", "onnx", "engine", "not_verified")
     }
     return str(ModelCard.from_template(data, template_path=str(TEMPLATE), rate=_rate, figure=_figure, licence_note=note, **fields))
 

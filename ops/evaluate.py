@@ -1,4 +1,4 @@
-"""Is a policy better than the base? Held-out conditions, the same seeds for everyone, scored by ground truth and by the judge.
+"""Is a policy better than the base? Held-out conditions, the same seeds for everyone, scored by measures and by the judge.
 
     evaluate(EvaluateConfig(), base=Path("data/base"), curated=..., judge=reward_model, policies={"static": ..., "ema": ...},
              out=Path("evaluation"), progress=Progress(print), taxonomy=Taxonomy.load())
@@ -16,18 +16,17 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 import torch
 from diffusers import FluxTransformer2DModel
-from PIL import Image
-from torch import Tensor
 
 from infra.progress import Progress
 from infra.stores.base import directory_digest
+from models.blind import outside_similarity
+from models.clip import Clip
 from models.config import OpConfig
 from models.device import default_device
 from models.errors import NotEnoughData
@@ -35,16 +34,15 @@ from models.flux_fill.loading import load_pipeline, load_transformer
 from models.flux_fill.sampler import Encoded, Sampler
 from models.images import paste, to_mask, to_pil, to_tensor
 from models.judge import Judge
-from models.mini.acceptance import accept
-from models.mini.measures import measure
 from models.records import Condition, Pair, read_rows
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
 from ops.folders import save_picture, write_metrics
 from ops.judge_accuracy import judge_accuracy
+from ops.measure_edits import Evidence, Job, Kept, Opinions, measured, require_clip
 from ops.pictures import grid, overlay, table
 from ops.policy_health import preservation, shown_pasted
-from ops.win_rates import BASE, PRODUCTION, SCENE, Item, recompute, win_rate_plot, write_items
+from ops.win_rates import BASE, COUNTED, PRODUCTION, SCENE, recompute, win_rate_plot, write_items
 
 RAW = ".raw"  # behind the key of an edit before it was pasted, kept where the judge was fitted to such
 
@@ -52,6 +50,11 @@ RAW = ".raw"  # behind the key of an edit before it was pasted, kept where the j
 class EvaluateConfig(OpConfig):
     """What is sampled, how, and when two edits count as equal."""
 
+    evidence: Evidence = pydantic.Field(
+        "ground_truth",
+        description="Family of measures that the gates read: against the known target of procedural scenes, or `blind`, without a target, "
+        "on pictures of every kind (ours).",
+    )
     split: Literal["validation", "test"] = pydantic.Field("test", description="Split that everything reported comes from (ours).")
     choose_split: Literal["train", "validation", "none"] = pydantic.Field(
         "validation", description="Split the reference mode is chosen on (ours)."
@@ -72,19 +75,6 @@ class EvaluateConfig(OpConfig):
     dtype: Literal["float32", "bfloat16", "float16"] = pydantic.Field("float32", description="Precision of the networks (ours).")
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One condition with one seed: what every contestant edits."""
-
-    condition: Condition
-    seed: int
-    image: Tensor  # [3, H, W]
-    mask: Tensor  # [1, H, W]
-
-    def key(self, policy: str) -> str:
-        return f"{self.condition.id}.{self.seed}.{policy}"
-
-
 def evaluate(
     config: EvaluateConfig,
     base: Path,
@@ -99,6 +89,7 @@ def evaluate(
     candidates: Path | None = None,
     pairs: Path | None = None,
     base_judge: Path | None = None,
+    clip: Path | None = None,
 ) -> dict[str, Any]:
     """Compare every policy with the base (and production) and write items.jsonl, the edits, pictures and metrics.json.
 
@@ -106,20 +97,35 @@ def evaluate(
         base: pipeline folder. judge: reward_model artifact (or a judge's folder). production: a policy or release artifact.
         policies: artifact folder per reference mode.
         candidates, pairs, base_judge: with the first two, the judge's own accuracy on the held-out pairs is measured too.
+        clip: CLIP checkpoint, for blind evidence on tasks whose measures need one.
 
-    Raises NotEnoughData where the split holds no condition of an active task.
+    Raises NotEnoughData where the split holds no condition of an active task, ConfigError where a CLIP checkpoint is needed and absent.
     """
     contestants: dict[str, Path | None] = {BASE: None, **policies}
     if production:
         contestants[PRODUCTION] = production
     shards = ShardReader(curated)
     jobs = _jobs(config, curated, shards, taxonomy, chosen=len(policies) > 1)
+    if config.evidence == "blind" and clip is None:
+        require_clip(jobs, taxonomy)
     with torch.inference_mode():
-        psnr = _sample(config, base, contestants, jobs, out, progress, keep_raw=not shown_pasted(judge))
+        kept = _sample(config, base, contestants, jobs, out, progress, keep_raw=not shown_pasted(judge))
         edits = ShardReader(out)
         opinions = _judge(config, judge, list(contestants), jobs, edits, taxonomy, progress)
     digests = {name: directory_digest(folder or base)[0] for name, folder in contestants.items()}
-    items = _items(jobs, digests, directory_digest(judge)[0], psnr, opinions, edits, shards, taxonomy, progress)
+    items = measured(
+        jobs,
+        digests,
+        directory_digest(judge)[0],
+        kept,
+        opinions,
+        edits,
+        shards,
+        taxonomy,
+        progress,
+        evidence=config.evidence,
+        clip=Clip.load(clip) if clip and config.evidence == "blind" else None,
+    )
     write_items(out / "items.jsonl", items)
     metrics = recompute(
         items,
@@ -129,6 +135,7 @@ def evaluate(
         tie_tolerance=config.tie_tolerance,
         confidence=config.confidence,
         resamples=config.resamples,
+        evidence=config.evidence,
     )
     if pairs and candidates:
         held_out = [pair for pair in read_rows(pairs / "pairs.jsonl", Pair) if pair.split == config.split]
@@ -140,7 +147,7 @@ def evaluate(
     return metrics
 
 
-def _jobs(config: EvaluateConfig, curated: Path, shards: ShardReader, taxonomy: Taxonomy, *, chosen: bool) -> list[_Job]:
+def _jobs(config: EvaluateConfig, curated: Path, shards: ShardReader, taxonomy: Taxonomy, *, chosen: bool) -> list[Job]:
     """The first conditions of each split, task and sort, each with its seeds; the choosing split only where there is a choice."""
     caps: dict[str, int] = {config.split: config.max_per_task}
     if chosen and config.choose_split != "none":
@@ -154,7 +161,7 @@ def _jobs(config: EvaluateConfig, curated: Path, shards: ShardReader, taxonomy: 
             continue
         counts[sort] += 1
         image, mask = to_tensor(shards[f"{condition.id}.image"]), to_mask(shards[f"{condition.id}.mask"])
-        jobs += [_Job(condition, _seed(config, condition, i), image, mask) for i in range(config.seeds_per_condition)]
+        jobs += [Job(condition, _seed(config, condition, i), image, mask) for i in range(config.seeds_per_condition)]
     if not any(job.condition.split == config.split for job in jobs):
         raise NotEnoughData(
             f"{curated.name} holds no {config.split} condition of {', '.join(sorted(active))}.", "Curate more images or change `split`."
@@ -167,8 +174,8 @@ def _seed(config: EvaluateConfig, condition: Condition, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{config.seed}/{condition.id}/{index}".encode()).digest()[:4], "big")
 
 
-def _batches(jobs: Iterable[_Job], size: int, by: Callable[[_Job], Hashable]) -> list[list[_Job]]:
-    groups: dict[Hashable, list[_Job]] = defaultdict(list)
+def _batches(jobs: Iterable[Job], size: int, by: Callable[[Job], Hashable]) -> list[list[Job]]:
+    groups: dict[Hashable, list[Job]] = defaultdict(list)
     for job in jobs:
         groups[by(job)].append(job)
     return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
@@ -185,17 +192,17 @@ def _sample(
     config: EvaluateConfig,
     base: Path,
     contestants: Mapping[str, Path | None],
-    jobs: list[_Job],
+    jobs: list[Job],
     out: Path,
     progress: Progress,
     *,
     keep_raw: bool,
-) -> dict[str, float]:
-    """Let every contestant edit every job; edits go to the shards of `out`. Returns the preservation PSNR per edit key."""
+) -> dict[str, Kept]:
+    """Let every contestant edit every job; edits go to the shards of `out`. Returns per edit key what was kept outside the mask."""
     dtype = getattr(torch, config.dtype)
     sampler = Sampler(load_pipeline(base, dtype).to(default_device()))
     batches = _batches(jobs, config.batch_size, by=lambda job: (job.condition.split, job.image.shape))
-    psnr: dict[str, float] = {}
+    kept: dict[str, Kept] = {}
     encoded: dict[int, Encoded] = {}  # the same for every contestant
     total = sum(len(jobs) if name != PRODUCTION else sum(j.condition.split == config.split for j in jobs) for name in contestants)
     with ShardWriter(out) as writer, progress.bar("evaluation: edits", total, "image") as bar:
@@ -215,16 +222,17 @@ def _sample(
                     guidance_scale=config.guidance_scale,
                 )  # [B, 3, H, W]
                 for job, image in zip(batch, images.cpu().nan_to_num(), strict=True):  # a ruined policy's nan is a black picture, and loses
-                    psnr[job.key(name)] = preservation(image, job.image, job.mask)
+                    outside = (image, job.image, job.mask)
+                    kept[job.key(name)] = Kept(preservation(*outside), outside_similarity(*outside))
                     writer.add(job.key(name), to_pil(paste(job.image, image, job.mask)))
                     if keep_raw:
                         writer.add(job.key(name) + RAW, to_pil(image))
                 bar.advance(len(batch))
             del transformer
-    return psnr
+    return kept
 
 
-def _encode(config: EvaluateConfig, sampler: Sampler, batch: list[_Job]) -> Encoded:
+def _encode(config: EvaluateConfig, sampler: Sampler, batch: list[Job]) -> Encoded:
     images, masks = torch.stack([job.image for job in batch]), torch.stack([job.mask for job in batch])
     prompts: list[str] = [job.condition.prompt for job in batch]
     negatives: list[str | None] | None = [config.negative_prompt] * len(batch) if config.true_cfg > 1 else None
@@ -241,11 +249,11 @@ def _judge(
     config: EvaluateConfig,
     folder: Path,
     names: list[str],
-    jobs: list[_Job],
+    jobs: list[Job],
     edits: ShardReader,
     taxonomy: Taxonomy,
     progress: Progress,
-) -> dict[str, dict[str, dict[str, list[float]]]]:
+) -> Opinions:
     """Edit key -> opponent -> dimension -> [P(Yes | edit, opponent), P(Yes | opponent, edit)] of every mode against base and production."""
     judge, kind = _load_judge(config, folder, taxonomy), "" if shown_pasted(folder) else RAW
     modes = [name for name in names if name not in (BASE, PRODUCTION)]
@@ -266,58 +274,6 @@ def _judge(
                             opinions[job.key(mode)][opponent][dimension] = [p, q]
             bar.advance(len(batch))
     return opinions
-
-
-def _items(
-    jobs: list[_Job],
-    digests: Mapping[str, str],
-    judge_digest: str,
-    psnr: Mapping[str, float],
-    opinions: Mapping[str, dict[str, dict[str, list[float]]]],
-    edits: ShardReader,
-    shards: ShardReader,
-    taxonomy: Taxonomy,
-    progress: Progress,
-) -> list[Item]:
-    """One record per edit. The measures take time here: some read the lettering with an OCR network."""
-    edited = [(job, name) for job in jobs for name in digests if job.key(name) in edits]
-    items = []
-    with progress.bar("evaluation: measures", len(edited), "image") as bar:
-        for job, name in edited:
-            edit = edits[job.key(name)]
-            items.append(
-                Item(
-                    split=job.condition.split,
-                    condition_id=job.condition.id,
-                    source_id=job.condition.source_id,
-                    origin=job.condition.origin,
-                    task=job.condition.task,
-                    kind=job.condition.kind,
-                    prompt=job.condition.prompt,
-                    seed=job.seed,
-                    policy=name,
-                    policy_digest=digests[name],
-                    judge_digest=judge_digest,
-                    measures=_measures(measure, "labelled_by", job, edit, shards, taxonomy),
-                    acceptance_measures=_measures(accept, "accepted_by", job, edit, shards, taxonomy),
-                    judge=opinions.get(job.key(name), {}),
-                    preservation_psnr=psnr[job.key(name)],
-                )
-            )
-            bar.advance()
-    return items
-
-
-def _measures(
-    scored: Callable[..., float], family: str, job: _Job, edit: Image.Image, shards: ShardReader, taxonomy: Taxonomy
-) -> dict[str, float]:
-    """Dimension -> ground-truth measure of one family (a field of the taxonomy's dimensions); empty where the perfect edit is not known."""
-    key = f"{job.condition.id}.target"
-    if job.condition.kind != SCENE or key not in shards:
-        return {}
-    dimensions = map(taxonomy.dimension, taxonomy.task(job.condition.task).dimensions)
-    known = to_tensor(edit), to_tensor(shards[key]), job.mask, job.condition.truth, job.condition.prompt
-    return {each.name: scored(getattr(each, family), *known) for each in dimensions}
 
 
 def _judge_accuracy(
@@ -362,7 +318,7 @@ def _judge_accuracy(
 def _pictures(
     config: EvaluateConfig,
     metrics: dict[str, Any],
-    jobs: list[_Job],
+    jobs: list[Job],
     names: list[str],
     edits: ShardReader,
     shards: ShardReader,
@@ -381,14 +337,16 @@ def _pictures(
         if rows:
             save_picture(out, f"grid-{task.name}", grid(rows, columns=["asked", *names, "target"], captions=captions))
     if not any(summary["n"] for summary in metrics["policy"].values()):
-        return  # no scenes: nothing is known by ground truth
+        return  # nothing was measured: ground truth was asked for, and there are no scenes
     save_picture(out, "win-rates", win_rate_plot(metrics["policy"], taxonomy))
     cells = [(task, dimension) for task, dimension in taxonomy.cells]
     lines = [
         [taxonomy.task(task).title, dimension, *(_cell_text(summary, task, dimension) for summary in metrics["policy"].values())]
         for task, dimension in cells
     ]
-    save_picture(out, "cells", table(["task", "dimension", *metrics["policy"]], lines, title="Win rate over the base, by ground truth"))
+    save_picture(
+        out, "cells", table(["task", "dimension", *metrics["policy"]], lines, title=f"Win rate over the base, {COUNTED[config.evidence]}")
+    )
 
 
 def _cell_text(summary: dict[str, Any], task: str, dimension: str) -> str:

@@ -49,6 +49,14 @@ class GateConfig(OpConfig):
     max_psnr_drop: float = pydantic.Field(
         0.5, ge=0, description="How many dB the raw output's PSNR outside the mask may lie below the base's (ours)."
     )
+    max_similarity_drop: float = pydantic.Field(
+        0.02, ge=0, le=1, description="How far the raw output's likeness to its source outside the mask may lie below the base's (ours)."
+    )
+    require_ground_truth: bool = pydantic.Field(
+        True,
+        description="Must wins be counted against known targets? False, unless set here, where the preset's evaluation says "
+        "`evidence: blind` (ours).",
+    )
     min_win_rate: float = pydantic.Field(
         0.55, ge=0, le=1, description="Mean win rate of the better mode over the base, by ground truth (ours)."
     )
@@ -139,6 +147,7 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
         "win_rate_lo",
         "task_lo",
         "evaluation_preserved",
+        "evaluation_looks_kept",
         "hacked_cells",
         "sealed_judge_accuracy",
         "acceptance_lo",
@@ -161,6 +170,8 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
         "min_win_rate_lo",
         "min_task_lo",
         "max_psnr_drop",
+        "max_similarity_drop",
+        "require_ground_truth",
         "max_hacked_cells",
         "min_judge_accuracy",
         "min_acceptance_lo",

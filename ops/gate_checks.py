@@ -89,7 +89,7 @@ def check_policy(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gat
 
 
 def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate]:
-    """The better mode beats the base by ground truth, on no task badly, without touching what it should keep.
+    """The better mode beats the base by the evidence's measures, on no task badly, without touching what it should keep.
 
     A task of which no condition was tested is not asked for; the metrics name it under `not_evaluated`.
     """
@@ -105,16 +105,22 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
     judge: Metrics = sealed if isinstance(sealed, dict) else {}
     of_mode = f"of the better mode, {mode}"
     return [
-        _known_truth(tested),
+        _known_truth(tested, metrics.get("evidence"), config),
         _at_least("win_rate", _number(policy, "mean_win_rate"), config.min_win_rate, f"mean win rate over the base {of_mode}"),
         _above("win_rate_lo", _number(policy, "mean_lo"), config.min_win_rate_lo, f"lower bound of the mean win rate {of_mode}"),
         _at_least("task_lo", bounds.get(worst), config.min_task_lo, f"lower bound on the worst task {of_mode}: {worst}"),
         _preserved("evaluation_preserved", policy, config),
         _at_most(
+            "evaluation_looks_kept",
+            _minus(_number(policy, "base_outside_similarity"), _number(policy, "outside_similarity")),
+            config.max_similarity_drop,
+            "below the base's likeness to the source outside the mask, raw output",
+        ),
+        _at_most(
             "hacked_cells",
             len(hacked) if cells else None,
             config.max_hacked_cells,
-            f"cells won by the judge and lost by ground truth beyond its interval{': ' if hacked else ''}{', '.join(hacked)}",
+            f"cells won by the judge and lost by the measures beyond their interval{': ' if hacked else ''}{', '.join(hacked)}",
         ),
         _at_least(
             "sealed_judge_accuracy",
@@ -132,16 +138,23 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
     ]
 
 
-def _known_truth(tested: list[Metrics]) -> Gate:
-    """Ground truth decides, so every tested task needs some. `tested` are the rows of the tasks with test conditions."""
-    blind = [str(row.get("task")) for row in tested if not _number(row, "n")]
+def _known_truth(tested: list[Metrics], evidence: Any, config: GateConfig) -> Gate:
+    """Were wins counted by what the preset asks for, on every tested task? `tested` are the rows of the tasks with test conditions."""
+    uncounted = [str(row.get("task")) for row in tested if not _number(row, "n")]
+    count = float(len(uncounted)) if tested else None
+    if evidence == "blind" and not config.require_ground_truth:
+        told = "not asked under `evidence: blind`, where measures that need no target count; tested tasks without any of them"
+        return Gate("ground_truth", count, None, count == 0, f"{told}{': ' if uncounted else ''}{', '.join(uncounted)}")
+    if evidence != "ground_truth":
+        told = "wins counted against known targets; this evaluation counted by other measures, which the preset in force does not accept"
+        return Gate("ground_truth", None, 0, False, told)
     told = "tested tasks without a condition whose perfect edit is known"
-    if blind:
+    if uncounted:
         told += (
-            f": {', '.join(blind)}. Acceptance is measured by ground truth, which only procedural scenes have: run with scenes in the data"
-            " (section source_images, `path` empty and `n_scenes` above 0); of other pictures the report holds the judge's opinion"
+            f": {', '.join(uncounted)}. Only procedural scenes have one: run with scenes in the data (section source_images, `path` empty"
+            " and `n_scenes` above 0), or let measures count that need no target (section evaluation, `evidence: blind`)"
         )
-    return _at_most("ground_truth", float(len(blind)) if tested else None, 0, told)
+    return _at_most("ground_truth", count, 0, told)
 
 
 def _not_below_production(metrics: Metrics, mode: Any, config: GateConfig) -> Gate:
@@ -154,7 +167,7 @@ def _not_below_production(metrics: Metrics, mode: Any, config: GateConfig) -> Ga
 
 
 def _hacked(cell: Metrics) -> bool:
-    """The judge says better and ground truth says worse, beyond its interval. A figure that is absent or not finite counts as hacked.
+    """The judge says better and the measures say worse, beyond their interval. A figure that is absent or not finite counts as hacked.
 
     A cell whose `judge_win_rate` is null has a dimension the judge does not know, and cannot be hacked.
     """

@@ -27,7 +27,7 @@ from models.errors import ExportError
 from models.flux_fill.loading import forget_origin, load_pipeline, load_transformer
 from models.model_card import Card, render_card
 from ops.folders import read_metrics, write_metrics
-from ops.win_rates import read_items
+from ops.win_rates import COUNTED, read_items
 
 BEFORE_AFTER = "before_after.png"  # the policy's own picture of the base's edits and its own (ops/policy_health.py)
 
@@ -80,6 +80,7 @@ def assemble_release(
         base_model=config.base_model,
         licence=config.licence or _licence(base),
         split=measured["split"],
+        counted=COUNTED[measured["evidence"]],
         summary=summary,
         gates=gates,
         lineage=lineage,
@@ -134,14 +135,17 @@ def _licence(base: Path) -> str:
 def _not_verified(measured: Mapping[str, Any], mode: str, engine: Mapping[str, Any]) -> list[str]:
     """What nobody measured, in sentences."""
     summary, photos = measured["policy"][mode], measured["photos"][mode]
-    lines = ["No person rated these edits; win rates are by ground truth on procedural scenes and by the judge."]
+    counted = COUNTED[measured["evidence"]]
+    lines = [f"No person rated these edits; win rates are {counted} and by the judge."]
     if not engine["verified"]:
         lines.append(f"The engine is unverified: {engine['reason']}.")
     if measured["not_evaluated"]:
         lines.append(f"Not evaluated, for want of a condition in the {measured['split']} split: {', '.join(measured['not_evaluated'])}.")
     if blind := [row["task"] for row in summary["tasks"] if row["n_without_truth"] and not row["n"]]:
         lines.append(f"No ground truth for {', '.join(blind)}.")
-    if photos is None:
+    if measured["evidence"] == "blind":
+        lines.append("The perfect edit of none of these pictures is known; the measures may be wrong on any single one.")
+    elif photos is None:
         lines.append("No photograph was evaluated.")
     else:
         lines.append(f"Photographs have no ground truth; the judge alone compared the {photos['n']} that were evaluated.")

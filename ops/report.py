@@ -86,6 +86,7 @@ def _facts(metrics: Mapping[str, dict[str, Any]], versions: Mapping[str, Version
         "overhead_share": run.overhead_share,
         "commit": run.commit,
         "judge": evaluation.get("judge", fitted),
+        "evidence": evaluation.get("evidence"),
         "policy": evaluation.get("policy"),
         "best_mode": evaluation.get("best_mode"),
         "chosen_on": evaluation.get("chosen_on"),

@@ -16,7 +16,7 @@ from models.shards import ShardReader
 from models.taxonomy import Taxonomy
 from ops.gate import POLICY_PREFIX
 from ops.pictures import curves, overlay, svg
-from ops.win_rates import BASE, Item, duels, read_items, win_rate_plot
+from ops.win_rates import BASE, COUNTED, Item, duels, read_items, win_rate_plot
 
 EXAMPLES = 3  # ours: rows of pictures per task
 THUMB_PX = 256  # ours: longer side of a picture on the page
@@ -39,6 +39,7 @@ def render_page(facts: dict[str, Any], metrics: Mapping[str, dict[str, Any]], fo
     environment.filters.update(number=number, share=share, size=size, duration=duration)
     return environment.get_template("report.html.j2").render(
         facts=facts,
+        counted=COUNTED.get(facts["evidence"], ""),
         summary=facts["policy"][facts["best_mode"]] if facts["best_mode"] else None,
         stopped_by=_stopped_by(facts),
         all_passed=all(gate["passed"] for gate in facts["gates"]),
@@ -136,7 +137,7 @@ def _examples(
 
 
 def _won(items: Sequence[Item], modes: Sequence[str], tie_tolerance: float) -> dict[tuple[str, int, str], str]:
-    """Under each tuned edit with known truth: on how many of its dimensions it beats the base's."""
+    """Under each tuned edit that was measured: on how many of its dimensions it beats the base's."""
     notes: dict[tuple[str, int, str], str] = {}
     for mode in modes:
         by_key: dict[tuple[str, int], list[float]] = {}
@@ -196,6 +197,10 @@ def _unproven(facts: dict[str, Any], taxonomy: Taxonomy) -> list[str]:
         notes.append("The engine was built but never executed: no GPU of its kind was there to run it. The release calls it unverified.")
     if facts["photos"] and any(facts["photos"].values()):
         notes.append("Photographs have no known perfect edit: what is said about them is the judge's opinion, not truth.")
+    if facts["evidence"] == "blind":
+        notes.append(
+            "No perfect edit was known: wins are counted by measures that need no target and that may be wrong on a single picture."
+        )
     if facts["policy"] and len(facts["policy"]) > 1 and facts["chosen_on"] == facts["split"]:
         notes.append("The better mode was chosen on the very split it is reported on, which flatters it.")
     if judge and judge["split"] != "test":

@@ -3,12 +3,13 @@
     items = read_items(folder / "items.jsonl")
     recompute(items, Taxonomy.load(), split="test", choose_split="validation", tie_tolerance=0.02)
 
-`win_rate` is by ground truth on procedural scenes, ties half: by the measures that the scripted annotator ranks with.
-`acceptance_win_rate` is by measures of other formulas, with which nobody labelled (docs/measures.md). Measures differ in
-scale by orders of magnitude, so two of them tie when they differ by at most `tie_tolerance` times the larger size. A task's
-rate is the unweighted mean over its dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the
-judge's P(better), averaged over both orders, is above one half. Photographs have no ground truth and are reported apart;
-`not_evaluated` names the tasks of which no condition was tested. Intervals: bootstrap over origins, the photographs and
+`win_rate` counts by the evidence that the evaluation was asked for, ties half: under `ground_truth`, on procedural scenes, by the
+measures that the scripted annotator ranks with; under `blind`, on every picture, by measures that need no target.
+`acceptance_win_rate` is by measures of other formulas, with which nobody labelled (docs/measures.md). Measures differ in scale by
+orders of magnitude, so two of them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the
+unweighted mean over its dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better),
+averaged over both orders, is above one half. Pictures that were not measured (photographs have no ground truth) are reported
+apart; `not_evaluated` names the tasks of which no condition was tested. Intervals: bootstrap over origins, the photographs and
 scenes that source images are cut from.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from matplotlib.figure import Figure
 
@@ -27,6 +28,7 @@ from ops.statistics import Estimate, clustered_mean, nested_mean, outcome
 
 BASE, PRODUCTION = "base", "production"
 SCENE = "scene"  # the kind of condition whose perfect edit is known
+COUNTED = {"ground_truth": "by ground truth", "blind": "by measures that need no target"}  # evidence, in words
 
 
 class Item(TypedDict):
@@ -43,10 +45,13 @@ class Item(TypedDict):
     policy: str  # "base", a reference mode, or "production"
     policy_digest: str
     judge_digest: str
-    measures: dict[str, float]  # dimension -> the annotator's measure, higher is better; empty where there is no ground truth
-    acceptance_measures: dict[str, float]  # dimension -> acceptance measure, higher is better; the same keys
+    measures: dict[
+        str, float
+    ]  # dimension -> the measure that counts wins, higher is better; empty where it needs a target and there is none
+    acceptance_measures: dict[str, float]  # dimension -> the second opinion, higher is better; the same keys
     judge: dict[str, dict[str, list[float]]]  # opponent -> dimension -> [P(Yes | this, opponent), P(Yes | opponent, this)]
     preservation_psnr: float  # dB outside the mask, raw output against the source
+    outside_similarity: float  # the same to the eye: SSIM over scales, up to 1
 
 
 class _Duel(NamedTuple):
@@ -56,7 +61,7 @@ class _Duel(NamedTuple):
     dimension: str
     origin: str
     key: tuple[str, int]
-    truth: float | None  # 1, 1/2 or 0
+    truth: float | None  # 1, 1/2 or 0, by the measure that counts; None where it was not measured
     acceptance: float | None  # the same, by the acceptance measure
     judge: float
 
@@ -81,7 +86,7 @@ def duels(items: Sequence[Item], policy: str, opponent: str, tie_tolerance: floa
         key = (item["condition_id"], item["seed"])
         other = theirs[key]
         for dimension, (forward, backward) in item["judge"][opponent].items():
-            known = item["kind"] == SCENE and dimension in item["measures"]
+            known = dimension in item["measures"]
             truth, acceptance = (
                 _won(item[family][dimension], other[family][dimension], tie_tolerance) if known else None
                 for family in ("measures", "acceptance_measures")
@@ -104,8 +109,9 @@ def recompute(
     tie_tolerance: float,
     confidence: float = 0.95,
     resamples: int = 2000,
+    evidence: str = "ground_truth",
 ) -> dict[str, Any]:
-    """Every figure of an evaluation but the judge's own accuracy, from its records alone."""
+    """Every figure of an evaluation but the judge's own accuracy, from its records alone. `evidence` names what their measures are."""
     tested = [item for item in items if item["split"] == split]
     chosen_on = [item for item in items if item["split"] == choose_split] or tested
     names = list(dict.fromkeys(item["policy"] for item in tested))
@@ -117,6 +123,7 @@ def recompute(
 
     metrics = {
         "settings": settings,
+        "evidence": evidence,
         "split": split,
         "chosen_on": chosen_on[0]["split"] if chosen_on else None,
         "not_evaluated": [task.name for task in taxonomy.active if not any(item["task"] == task.name for item in tested)],
@@ -131,7 +138,7 @@ def recompute(
 
 
 def choose(items: Sequence[Item], modes: Sequence[str], tie_tolerance: float) -> str | None:
-    """The mode that beats the base most: by ground truth where there are scenes, else by the judge. The first wins a tie."""
+    """The mode that beats the base most: by the measures where there are any, else by the judge. The first wins a tie."""
 
     def mean_rate(mode: str) -> float:
         fought = duels(items, mode, BASE, tie_tolerance)
@@ -159,7 +166,7 @@ def _pairs(rows: Sequence[_Duel]) -> int:
 def _summary(
     items: Sequence[Item], mode: str, opponent: str, taxonomy: Taxonomy, *, tie_tolerance: float, confidence: float, resamples: int
 ) -> dict[str, Any]:
-    """One mode against one opponent on the scenes, every active task in its row; preservation over everything."""
+    """One mode against one opponent on what was measured, every active task in its row; preservation over everything."""
     fought = duels(items, mode, opponent, tie_tolerance)
     rows = [duel for duel in fought if duel.truth is not None]
     decided = [duel for duel in rows if duel.truth != 0.5]
@@ -176,15 +183,17 @@ def _summary(
         "acceptance_mean_hi": accepted.hi if accepted else None,
         "judge_mean_win_rate": nested_mean([duel.judge for duel in rows], _levels(rows)) if rows else None,
         "judge_agreement": nested_mean([d.truth == d.judge for d in decided], _levels(decided)) if decided else None,
-        "preservation_psnr": _mean_psnr(items, mode),
-        f"{opponent}_preservation_psnr": _mean_psnr(items, opponent),
+        "preservation_psnr": _mean_of("preservation_psnr", items, mode),
+        f"{opponent}_preservation_psnr": _mean_of("preservation_psnr", items, opponent),
+        "outside_similarity": _mean_of("outside_similarity", items, mode),
+        f"{opponent}_outside_similarity": _mean_of("outside_similarity", items, opponent),
         "tasks": [_task_row(fought, task.name, confidence, resamples) for task in taxonomy.active],
         "cells": [row for cell in taxonomy.cells if (row := _cell_row(rows, cell, confidence, resamples))],
     }
 
 
 def _task_row(fought: Sequence[_Duel], task: str, confidence: float, resamples: int) -> dict[str, Any]:
-    """A task's win rate over `n` edits whose perfect edit is known; null where there is none. `n_without_truth` counts the others."""
+    """A task's win rate over the `n` edits that were measured; null where there is none. `n_without_truth` counts the others."""
     of_task = [duel for duel in fought if duel.task == task]
     known = [duel for duel in of_task if duel.truth is not None]
     rate = _estimate(known, "truth", confidence, resamples) if known else None
@@ -199,7 +208,7 @@ def _task_row(fought: Sequence[_Duel], task: str, confidence: float, resamples: 
 
 
 def _cell_row(rows: Sequence[_Duel], cell: tuple[str, str], confidence: float, resamples: int) -> dict[str, Any] | None:
-    """One task and dimension; None where no perfect edit is known."""
+    """One task and dimension; None where nothing was measured."""
     here = [duel for duel in rows if (duel.task, duel.dimension) == cell]
     if not here:
         return None
@@ -211,8 +220,8 @@ def _cell_row(rows: Sequence[_Duel], cell: tuple[str, str], confidence: float, r
 def _photos(
     items: Sequence[Item], mode: str, taxonomy: Taxonomy, *, tie_tolerance: float, confidence: float, resamples: int
 ) -> dict[str, Any] | None:
-    """What can be said of one mode on pictures without ground truth: the judge's opinion and preservation. None without any."""
-    pictures = [item for item in items if item["kind"] != SCENE]
+    """What can be said of one mode on pictures that were not measured: the judge's opinion and preservation. None without any."""
+    pictures = [item for item in items if not item["measures"]]
     rows = duels(pictures, mode, BASE, tie_tolerance)
     if not rows:
         return None
@@ -227,28 +236,28 @@ def _photos(
         "judge_mean_win_rate": mean.mean,
         "judge_mean_lo": mean.lo,
         "judge_mean_hi": mean.hi,
-        "preservation_psnr": _mean_psnr(pictures, mode),
-        "base_preservation_psnr": _mean_psnr(pictures, BASE),
+        "preservation_psnr": _mean_of("preservation_psnr", pictures, mode),
+        "base_preservation_psnr": _mean_of("preservation_psnr", pictures, BASE),
         "cells": cells,
     }
 
 
 def _absolute(items: Sequence[Item], name: str, taxonomy: Taxonomy) -> list[dict[str, Any]]:
-    """Mean ground-truth measure per cell on the scenes."""
+    """Mean measure per cell."""
     cells = []
     for task, dimension in taxonomy.cells:
         scores = [
             item["measures"][dimension]
             for item in items
-            if (item["policy"], item["task"], item["kind"]) == (name, task, SCENE) and dimension in item["measures"]
+            if (item["policy"], item["task"]) == (name, task) and dimension in item["measures"]
         ]
         if scores:
             cells.append({"task": task, "dimension": dimension, "n": len(scores), "mean": sum(scores) / len(scores)})
     return cells
 
 
-def _mean_psnr(items: Sequence[Item], name: str) -> float | None:
-    values = [item["preservation_psnr"] for item in items if item["policy"] == name]
+def _mean_of(field: Literal["preservation_psnr", "outside_similarity"], items: Sequence[Item], name: str) -> float | None:
+    values = [item[field] for item in items if item["policy"] == name]
     return sum(values) / len(values) if values else None
 
 

@@ -21,6 +21,7 @@ from assets.checks import gate_checks  # noqa: E402
 from assets.settings import Settings  # noqa: E402
 from assets.sources import ROOT  # noqa: E402
 from infra.workspace import STORE_VARIABLE  # noqa: E402
+from models.blind import BLIND  # noqa: E402
 from models.errors import ConfigError  # noqa: E402
 from models.mini.acceptance import ACCEPTANCE  # noqa: E402
 from models.mini.measures import MEASURES  # noqa: E402
@@ -37,6 +38,8 @@ def _check_measures(taxonomy: Taxonomy) -> None:
         for field, name, known in (
             ("labelled_by", dimension.labelled_by, MEASURES),
             ("accepted_by", dimension.accepted_by, ACCEPTANCE),
+            ("measured_by", dimension.measured_by, BLIND),
+            ("confirmed_by", dimension.confirmed_by, BLIND),
         ):
             if name not in known:
                 raise ConfigError(

@@ -34,7 +34,8 @@ class Dimension(_Entry):
     """One quality axis; `weight` scales its J_e.
 
     On procedural scenes the scripted annotator ranks and win rates are counted by the measure `labelled_by`
-    (models/mini/measures.py); `accepted_by` (models/mini/acceptance.py) is the second opinion.
+    (models/mini/measures.py); `accepted_by` (models/mini/acceptance.py) is the second opinion. Where evaluation reads blind
+    evidence `measured_by` and `confirmed_by` (models/blind.py) take their places.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Dimension(_Entry):
     reads_prompt: bool
     labelled_by: str
     accepted_by: str
+    measured_by: str
+    confirmed_by: str
     weight: float = pydantic.Field(1.0, ge=0)
 
 

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from infra.progress import Progress
-from models.errors import NotEnoughData
+from models.blind import Edit, blind
+from models.clip import Clip
+from models.errors import ConfigError, NotEnoughData
 from models.flux_fill.loading import load_transformer
 from models.images import to_mask, to_tensor
 from models.judge import Judge
@@ -30,6 +32,7 @@ from ops.policy_health import preservation
 from ops.pretrain_policy import scene_request
 from ops.win_rates import Item, choose, read_items, recompute
 from tests.models.tiny import save_tiny_flux
+from tests.models.tiny_clip import save_tiny_clip
 
 TAXONOMY = Taxonomy.load()
 CONFIG = EvaluateConfig(steps=2, true_cfg=1.0, max_per_task=2, max_per_task_choose=1, batch_size=4, resamples=100, grid_rows=2)
@@ -135,8 +138,9 @@ def test_a_policy_equal_to_the_base_ties_everywhere(result: tuple[Path, dict[str
     static = result[1]["policy"]["static"]
     assert static["mean_win_rate"] == 0.5
     assert {cell["win_rate"] for cell in static["cells"]} == {0.5}
-    assert static["preservation_psnr"] == static["base_preservation_psnr"]
-    assert result[1]["policy"]["ema"]["preservation_psnr"] != static["preservation_psnr"]
+    for figure in ("preservation_psnr", "outside_similarity"):
+        assert static[figure] == static[f"base_{figure}"]
+        assert result[1]["policy"]["ema"][figure] != static[figure]
 
 
 def test_every_task_and_cell_is_reported_on_scenes_alone(result: tuple[Path, dict[str, Any]]) -> None:
@@ -259,19 +263,55 @@ def test_no_condition_of_the_split_is_an_error(world: dict[str, Path], tmp_path:
 @pytest.mark.parametrize(("kept", "truth"), [('"task":"remove"', True), ('"kind":"photo"', False)])
 def test_only_tasks_in_the_data_are_gated_and_those_by_ground_truth(world: dict[str, Path], tmp_path: Path, kept: str, truth: bool) -> None:
     """A dataset of one task, and one of photographs only, which says in a sentence what is missing."""
-    curated, out = tmp_path / "curated", tmp_path / "out"
-    shutil.copytree(world["curated"], curated)
+    curated, out = _only(world["curated"], kept, tmp_path / "curated"), tmp_path / "out"
     out.mkdir()
-    lines = [line for line in (curated / "conditions.jsonl").read_text().splitlines() if kept in line]
-    (curated / "conditions.jsonl").write_text("\n".join(lines) + "\n")
     evaluate(CONFIG, world["base"], curated, world["judge"], {"ema": world["other"]}, out, Progress(), taxonomy=TAXONOMY)
     gates = {gate.name: gate for gate in check("evaluation", out, GateConfig(min_task_lo=0))}
     assert gates["ground_truth"].passed == gates["task_lo"].passed == truth
     if truth:
         assert json.loads((out / "metrics.json").read_text())["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
     else:
-        assert "fill, text, extend, extend_free, remove. Acceptance is measured by ground truth" in gates["ground_truth"].description
+        assert "fill, text, extend, extend_free, remove. Only procedural scenes have one" in gates["ground_truth"].description
         assert gates["win_rate"].measure is None and not gates["win_rate"].passed
+
+
+def _only(curated: Path, kept: str, copy: Path) -> Path:
+    """A copy with those conditions alone whose line holds `kept`."""
+    shutil.copytree(curated, copy)
+    lines = [line for line in (copy / "conditions.jsonl").read_text().splitlines() if kept in line]
+    (copy / "conditions.jsonl").write_text("\n".join(lines) + "\n")
+    return copy
+
+
+def test_on_photographs_every_gate_is_measured_under_blind_evidence(world: dict[str, Path], tmp_path: Path) -> None:
+    """No target anywhere. The records are those of the measures that the taxonomy names for it; a preset that asks for truth refuses."""
+    curated, out = _only(world["curated"], '"kind":"photo"', tmp_path / "curated"), tmp_path / "out"
+    out.mkdir()
+    config = CONFIG.model_copy(update={"evidence": "blind"})
+    arguments = (world["base"], curated, world["judge"], {"ema": world["other"]}, out, Progress())
+    with pytest.raises(ConfigError, match="needs a CLIP checkpoint, for clip_score, object_gone, prompt_followed"):
+        evaluate(config, *arguments, taxonomy=TAXONOMY)
+    assert not any(out.iterdir())  # known before anything is sampled
+    clip = save_tiny_clip(tmp_path / "clip")
+    metrics = evaluate(config, *arguments, taxonomy=TAXONOMY, clip=clip)
+    assert metrics["evidence"] == "blind" and metrics["photos"]["ema"] is None
+    assert {(row["n"], row["n_without_truth"]) for row in metrics["policy"]["ema"]["tasks"]} == {(1, 0)}
+
+    gates = {gate.name: gate for gate in check("evaluation", out, GateConfig(require_ground_truth=False))}
+    assert {name for name, gate in gates.items() if gate.measure is None} == {"sealed_judge_accuracy"}  # no pairs were given
+    assert gates["ground_truth"].passed and "not asked" in gates["ground_truth"].description
+    assert not {gate.name: gate for gate in check("evaluation", out, GateConfig())}["ground_truth"].passed
+
+    edits, shards, loaded = ShardReader(out), ShardReader(curated), Clip.load(clip)
+    for item in read_items(out / "items.jsonl"):
+        edit = to_tensor(edits[f"{item['condition_id']}.{item['seed']}.{item['policy']}"])
+        source, mask = to_tensor(shards[f"{item['condition_id']}.image"]), to_mask(shards[f"{item['condition_id']}.mask"])
+        asked = Edit(edit, source, mask, item["prompt"])
+        assert set(item["measures"]) == set(item["acceptance_measures"]) == set(TAXONOMY.task(item["task"]).dimensions)
+        for name in item["measures"]:
+            dimension = TAXONOMY.dimension(name)
+            assert blind(dimension.measured_by, asked, loaded) == pytest.approx(item["measures"][name])
+            assert blind(dimension.confirmed_by, asked, loaded) == pytest.approx(item["acceptance_measures"][name])
 
 
 def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: tuple[float, float] = (0.5, 0.5)) -> Item:
@@ -291,6 +331,7 @@ def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: 
         acceptance_measures={"removal_quality": -value} if kind == "scene" else {},
         judge={} if policy == "base" else {"base": {"removal_quality": list(p)}},
         preservation_psnr=30.0,
+        outside_similarity=0.98,
     )
 
 

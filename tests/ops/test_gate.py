@@ -50,6 +50,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "reward_model": {"mean_accuracy": 0.7, "order_consistency": 0.8, "loss": 0.6},
     "policy-static": {"finite": True, "preservation_psnr": 30.0, "base_preservation_psnr": 30.2},
     "evaluation": {
+        "evidence": "ground_truth",
         "best_mode": "ema",
         "judge": {"mean_accuracy": 0.7, "n": 40},
         "policy": {
@@ -62,6 +63,8 @@ GOOD: dict[str, dict[str, Any]] = {
                     "acceptance_mean_lo": 0.46,
                     "preservation_psnr": 30.0,
                     "base_preservation_psnr": 30.2,
+                    "outside_similarity": 0.97,
+                    "base_outside_similarity": 0.98,
                 },
                 **{"tasks": TASKS, "cells": CELLS},
             },
@@ -150,6 +153,10 @@ UNSOUND = [
     ("evaluation", lambda m: m["policy"]["ema"]["tasks"][2].update(n_without_truth=3), "ground_truth", 1),
     ("evaluation", lambda m: m["policy"]["ema"]["tasks"][2].pop("n_without_truth"), "ground_truth", 1),
     ("evaluation", lambda m: m["policy"]["ema"].update(preservation_psnr=29.6), "evaluation_preserved", 0.6),
+    ("evaluation", lambda m: m["policy"]["ema"].update(outside_similarity=0.95), "evaluation_looks_kept", 0.03),
+    ("evaluation", lambda m: m["policy"]["ema"].pop("outside_similarity"), "evaluation_looks_kept", None),
+    ("evaluation", lambda m: m.update(evidence="blind"), "ground_truth", None),
+    ("evaluation", lambda m: m.pop("evidence"), "ground_truth", None),
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].update(judge_win_rate=0.9, win_rate=0.3, hi=0.45), "hacked_cells", 1),
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].pop("judge_win_rate"), "hacked_cells", 1),
     ("evaluation", lambda m: m["judge"].update(mean_accuracy=0.59), "sealed_judge_accuracy", 0.59),
@@ -259,7 +266,20 @@ def test_a_task_without_ground_truth_is_named_with_what_to_do(tmp_path: Path) ->
     assert {gate.name for gate in failed if gate.measure is None} == {"win_rate", "win_rate_lo", "task_lo", "hacked_cells", "acceptance_lo"}
     (named,) = [gate for gate in failed if gate.measure is not None]
     assert named is gates[0] and named.measure == 2
-    assert "fill, remove. Acceptance is measured by ground truth" in named.description and "`n_scenes` above 0" in named.description
+    assert "fill, remove. Only procedural scenes have one" in named.description and "`n_scenes` above 0" in named.description
+    assert "`evidence: blind`" in named.description
+
+
+def test_blind_evidence_is_gated_alike_and_a_task_without_any_still_fails(tmp_path: Path) -> None:
+    config = GateConfig(require_ground_truth=False)
+    sound = changed("evaluation", lambda m: m.update(evidence="blind"))
+    gates = check("evaluation", artifact(tmp_path / "a", "evaluation", sound), config)
+    assert all(gate.passed for gate in gates) and gates[0].threshold is None and "not asked" in gates[0].description
+    unmeasured = changed("evaluation", lambda m: (m.update(evidence="blind"), m["policy"]["ema"]["tasks"][2].update(n_without_truth=3)))
+    (failed,) = [gate for gate in check("evaluation", artifact(tmp_path / "b", "evaluation", unmeasured), config) if not gate.passed]
+    assert failed.name == "ground_truth" and failed.measure == 1 and "extend" in failed.description
+    held = check("evaluation", artifact(tmp_path / "c", "evaluation", GOOD["evaluation"]), config)
+    assert all(gate.passed for gate in held) and held[0].threshold == 0  # truth is asked of an evaluation that has it
 
 
 def test_labels_that_are_missing_are_asked_for(tmp_path: Path) -> None:
@@ -321,11 +341,14 @@ def test_the_newest_evidence_counts(store: DvcStore, tmp_path: Path) -> None:
 
 def test_evidence_keeps_the_thresholds_behind_its_gates(tmp_path: Path, base: Path) -> None:
     """Those, and only those, whose change changes a gate."""
-    metrics = {**GOOD, "evaluation": {**GOOD["evaluation"], "against_production": {"ema": {"mean_lo": 0.5}}}}
+    metrics = {**GOOD, "evaluation": {**GOOD["evaluation"], "evidence": "blind", "against_production": {"ema": {"mean_lo": 0.5}}}}
     for number, name in enumerate(CHECKS):
         folder = artifact(tmp_path / f"a{number}", name, metrics[name])
         shipped = check(name, folder, GateConfig(), base)
-        other = {field: value + (1 if isinstance(value, int) else 0.01) for field, value in GateConfig().model_dump().items()}
+        other = {
+            field: not value if isinstance(value, bool) else value + (1 if isinstance(value, int) else 0.01)
+            for field, value in GateConfig().model_dump().items()
+        }
         behind = [field for field, value in other.items() if check(name, folder, GateConfig(**{field: value}), base) != shipped]
         assert sorted(THRESHOLDS[name]) == sorted(behind), name
 

@@ -111,6 +111,7 @@ def _evaluation(folder: Path, curated: Path, rng: np.random.Generator) -> None:
                         acceptance_measures=measures,
                         judge=opinions,
                         preservation_psnr=30 + blur / 10,
+                        outside_similarity=0.9 + blur / 100,
                     )
                 )
     write_rows(curated / "conditions.jsonl", rows)

@@ -90,7 +90,10 @@ def test_the_heavy_ones_wait_for_the_gpu() -> None:
     }
 
 
-@pytest.mark.parametrize(("field", "known"), [("labelled_by", "edge_agreement"), ("accepted_by", "ssim_agreement")])
+@pytest.mark.parametrize(
+    ("field", "known"),
+    [("labelled_by", "edge_agreement"), ("accepted_by", "ssim_agreement"), ("measured_by", "seam_step"), ("confirmed_by", "object_gone")],
+)
 def test_a_measure_that_is_not_there_is_known_before_anything_runs(tmp_path: Path, field: str, known: str) -> None:
     shipped = ROOT / "models" / "taxonomy" / "taxonomy.yaml"
     assert f"{field}: {known}" in shipped.read_text()

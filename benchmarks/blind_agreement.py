@@ -1,0 +1,119 @@
+"""How far do the measures that need no target agree with the known truth? The table of docs/measures.md: one core, some five minutes.
+
+    python -m benchmarks.blind_agreement                 # the mini base's own samples on procedural scenes
+    python -m benchmarks.blind_agreement --clip FOLDER   # with a CLIP checkpoint, those that need one too
+
+Every pair of candidates of a scene which the acceptance measure tells apart is put to each measure: a share of one half is chance.
+The annotator's measure is asked the same, as what can be expected of a good one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.blind import WITH_CLIP, Edit, blind
+from models.clip import Clip
+from models.flux_fill.loading import load_pipeline
+from models.flux_fill.sampler import Sampler
+from models.images import paste, to_mask, to_tensor
+from models.mini.acceptance import accept
+from models.mini.measures import measure
+from models.mini.scenes import Scene, render_scene
+from models.taxonomy import Taxonomy
+from ops.pretrain_policy import scene_request
+from ops.statistics import clustered_mean, outcome
+
+BASE = Path("data/mini/flux-fill")
+FIRST_SCENE = 7_000_000  # ours: scenes that neither the base nor the chain has met
+PER_SCENE, STEPS, CFG = 4, (4, 8), (1.0, 4.0)  # candidates and what is drawn for them: as ops/generate.py
+TIE = 0.02  # the tie tolerance of ops/evaluate.py
+
+
+class _Request(NamedTuple):
+    scene: Scene
+    source: Tensor
+    mask: Tensor
+    target: Tensor
+    prompt: str
+
+
+def _requests(taxonomy: Taxonomy, task: str, count: int) -> list[_Request]:
+    found: list[_Request] = []
+    for seed in itertools.count(FIRST_SCENE):
+        if len(found) == count:
+            return found
+        scene = render_scene(seed)
+        made = scene_request(taxonomy.task(task), scene, np.random.default_rng(seed))
+        if made and made.target:
+            found.append(_Request(scene, to_tensor(made.image), to_mask(made.mask), to_tensor(made.target), made.prompt))
+    raise AssertionError  # seeds do not end
+
+
+def _samples(sampler: Sampler, requests: list[_Request]) -> Tensor:
+    """Edits pasted into their sources, [R, PER_SCENE, 3, H, W]."""
+    rng = np.random.default_rng(0)
+    sources, masks = torch.stack([r.source for r in requests]), torch.stack([r.mask for r in requests])
+    encoded = sampler.encode(sources, masks, [r.prompt for r in requests], [""] * len(requests))
+    rows = len(requests) * PER_SCENE
+    made = sampler.sample(
+        sampler.pipe.transformer,
+        encoded.select([row // PER_SCENE for row in range(rows)]),
+        list(range(rows)),
+        steps=rng.integers(STEPS[0], STEPS[1] + 1, rows).tolist(),
+        true_cfg=rng.uniform(*CFG, rows).tolist(),
+    )
+    return torch.stack([paste(requests[row // PER_SCENE].source, image, requests[row // PER_SCENE].mask) for row, image in enumerate(made)])
+
+
+def agreement(scores: list[list[float]], truth: list[list[float]]) -> tuple[float, float, float, int] | None:
+    """Share of pairs told apart by `truth` [scenes][candidates] in which `scores` names the same winner, ties half: mean, lo, hi, pairs."""
+    values, scenes = [], []
+    for scene, (ours, known) in enumerate(zip(scores, truth, strict=True)):
+        for a, b in itertools.combinations(range(len(known)), 2):
+            verdict, said = (outcome(row[a] - row[b], TIE * max(abs(row[a]), abs(row[b]))) for row in (known, ours))
+            if verdict != 0.5:
+                values.append(0.5 if said == 0.5 else float(said == verdict))
+                scenes.append(scene)
+    if not values:
+        return None
+    found = clustered_mean(values, scenes)
+    return found.mean, found.lo, found.hi, found.n
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=40, help="scenes per task")
+    parser.add_argument("--clip", type=Path, help="folder of a CLIP checkpoint")
+    arguments = parser.parse_args()
+    taxonomy, clip = Taxonomy.load(), Clip.load(arguments.clip) if arguments.clip else None
+    sampler = Sampler(load_pipeline(BASE))
+    print("| task | dimension | measure | agreement | interval | pairs |\n| --- | --- | --- | --- | --- | --- |")
+    with torch.inference_mode():
+        for task in taxonomy.active:
+            requests = _requests(taxonomy, task.name, arguments.scenes)
+            edits = _samples(sampler, requests).view(len(requests), PER_SCENE, *requests[0].source.shape)
+            for dimension in map(taxonomy.dimension, task.dimensions):
+                scores: dict[str, list[list[float]]] = defaultdict(list)
+                for r, row in zip(requests, edits, strict=True):
+                    known = (r.target, r.mask, r.scene.truth, r.prompt)
+                    scores[dimension.accepted_by].append([accept(dimension.accepted_by, e, *known) for e in row])
+                    scores[dimension.labelled_by].append([measure(dimension.labelled_by, e, *known) for e in row])
+                    for name in (dimension.measured_by, dimension.confirmed_by):
+                        if clip or name not in WITH_CLIP or (name == "prompt_followed" and task.condition == "word"):
+                            scores[name].append([blind(name, Edit(e, r.source, r.mask, r.prompt), clip) for e in row])
+                for name in (dimension.measured_by, dimension.confirmed_by, dimension.labelled_by):
+                    found = agreement(scores[name], scores[dimension.accepted_by]) if name in scores else None
+                    told = f"{found[0]:.2f} | {found[1]:.2f} to {found[2]:.2f} | {found[3]}" if found else "not asked | | "
+                    print(f"| {task.name} | {dimension.name} | `{name}` | {told} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
