@@ -68,6 +68,7 @@ def test_one_task_on_photographs_alone_ends_in_a_release_under_blind_evidence(
             models={**models, "clip": str(save_tiny_clip(tmp_path / "clip"))},
             source_images={"path": str(manifest(tmp_path / "own", 24))},
             preferences={"scripted": False},
+            auto_promote=False,
             evaluation={"evidence": "blind", "tie_tolerance": 0.99},  # random weights beat nobody: ties have a bound above zero
         )
     )
@@ -92,7 +93,8 @@ def test_one_task_on_photographs_alone_ends_in_a_release_under_blind_evidence(
     card = next(workspace.store.get(workspace.store.versions("release")[-1].ref).glob("README.md")).read_text()
     assert "by measures that need no target" in card
     release = workspace.store.versions("release")[-1].ref.digest
-    code, _, err = onereward("promote", release, "staging", "--reason", "try", "--preset", str(truth(tmp_path, Path(preset))))
+    code, _, err = onereward("promote", release, "staging", "--preset", str(truth(tmp_path, Path(preset))))
     assert code == 1 and "require_ground_truth False (True is in force)" in err
+    assert onereward("promote", release, "staging", "--preset", preset)[0] == 0
     pairs = evidence_for(workspace.store, workspace.keys, workspace.store.versions("preference_pairs")[-1].ref)
     assert pairs is not None and pairs.passed
