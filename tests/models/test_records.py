@@ -1,5 +1,6 @@
 """Rows, shards and the taxonomy; a new task is an entry in a file."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,18 @@ def test_a_cut_shard_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:1200])
     with pytest.raises(BadImage, match=r"images-00000\.tar"):
         ShardReader(tmp_path)["c0"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE])
+def test_a_shard_holds_files_alone(tmp_path, kind):
+    """Nothing is ever unpacked; a link or a folder in a shard is refused all the same."""
+    info = tarfile.TarInfo("../../outside.png")
+    info.type, info.linkname = kind, "/etc/passwd"
+    with tarfile.open(tmp_path / "images-00000.tar", "w") as tar:
+        tar.addfile(info)
+    with pytest.raises(BadImage, match="outside"):
+        ShardReader(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["images-00000.tar"]
 
 
 def test_the_shipped_taxonomy_is_the_papers():

@@ -301,6 +301,13 @@ def test_release_beside_a_failed_mode_claims_no_more_than_is_true(folders: dict[
     assert "every gate passed" not in words and "A gate stopped one of the modes" in words
 
 
+def test_an_approval_stands_at_the_head(folders: dict[str, Path], tmp_path: Path) -> None:
+    said = "approved by lee: seen by eye (OVERRIDE of evaluation/win_rate)"
+    run = _run(release={**RELEASE, "approval": said})
+    path, page = write_report(tmp_path, folders=folders, versions=_versions(folders), run=run, taxonomy=TAXONOMY)
+    assert said in " ".join(_Page(page.read_text()).words.split()) and json.loads(path.read_text())["release"]["approval"] == said
+
+
 def test_what_is_not_finite_becomes_null_and_text_is_escaped(folders: dict[str, Path], tmp_path: Path) -> None:
     gate = {"name": "policy_finite", "measure": float("nan"), "threshold": 0.0, "passed": False, "description": "<b>figures</b>"}
     run = _run(gates=[gate], release=None, refused="a < b", overhead_share=float("nan"))

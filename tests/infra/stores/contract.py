@@ -161,6 +161,12 @@ class StoreContract:
             store.put(name, folder_with(tmp_path / "a", x="1"))
         assert store.versions() == []
 
+    @pytest.mark.parametrize(("name", "digest"), [("../onnx", "f" * 64), ("onnx", "../../outside"), ("onnx", "/etc")])
+    def test_a_reference_cannot_leave_its_place(self, store: ArtifactStore, tmp_path: Path, name: str, digest: str) -> None:
+        store.put("onnx", folder_with(tmp_path / "a", x="1"))
+        with pytest.raises(StoreError):
+            store.get(ArtifactRef(name, digest, "", 0))
+
     def test_unusable_folders_are_refused(self, store: ArtifactStore, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         linked = folder_with(tmp_path / "linked", x="1")
