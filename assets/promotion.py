@@ -7,6 +7,7 @@ from collections.abc import Callable
 from assets.settings import Settings, terms, thresholds
 from infra.stores.base import ArtifactRef, StageMove
 from infra.workspace import Workspace
+from models.errors import OneRewardError, StoreError
 from ops import promote as op
 from ops.announce import announce
 
@@ -34,17 +35,23 @@ def promote(
         approver=approver,
         reason=reason,
     )
-    _tell(settings, workspace, stage, warn)
+    _tell(settings, workspace, move, warn)
     return move
 
 
 def rollback(settings: Settings, workspace: Workspace, stage: str, *, approver: str, reason: str, warn: Callable[[str], None]) -> StageMove:
     """See ops.promote.rollback."""
     move = op.rollback(workspace.store, workspace.keys, op.RELEASE, stage, approver=approver, reason=reason)
-    _tell(settings, workspace, stage, warn)
+    _tell(settings, workspace, move, warn)
     return move
 
 
-def _tell(settings: Settings, workspace: Workspace, stage: str, warn: Callable[[str], None]) -> None:
-    if stage == PRODUCTION:
+def _tell(settings: Settings, workspace: Workspace, move: StageMove, warn: Callable[[str], None]) -> None:
+    if move.stage != PRODUCTION:
+        return
+    try:
         announce(workspace.store, workspace.keys, workspace.home, webhook=settings.webhook, warn=warn)
+    except OneRewardError as error:
+        remedy = f"Then `onereward promote {move.digest[:12]} {PRODUCTION}` moves nothing and writes it; do not repeat a rollback."
+        told = f"{PRODUCTION} has moved to v{move.version}, but was not announced: {error.what}"
+        raise StoreError(told, f"{error.remedy} {remedy}") from error

@@ -22,7 +22,7 @@ import filelock
 from infra.disk import replacing, writing
 from infra.signing import Keys
 from infra.stores.base import ArtifactRef, ArtifactStore, StageMove
-from models.errors import AuditBroken
+from models.errors import AuditBroken, OneRewardError, StoreError
 
 APPROVED, ROTATED, UNDELIVERED = "approved", "rotated", "undelivered"  # entries that move no stage
 REMEDY = "Nothing is moved on a broken log: restore the store's tags from a backup (docs/promotion.md)."
@@ -41,7 +41,8 @@ def append(
 ) -> StageMove:
     """Add an entry and move the stage. `allowed` is asked with the log so far, while nobody else can move, and raises to refuse.
 
-    Raises AuditBroken where the log does not hold, SignatureRefused where the home may not sign. Nothing has moved then.
+    Raises AuditBroken where the log does not hold, SignatureRefused where the home may not sign: nothing has moved then. Raises
+    StoreError saying so where the stage moved and the head could not be written.
     """
 
     def seal(moves: Sequence[StageMove], move: StageMove) -> StageMove:
@@ -51,7 +52,11 @@ def append(
         return dataclasses.replace(linked, signature=keys.sign(_text(linked)))
 
     move = store.assign(ref, stage, approver=approver, reason=reason, evidence=evidence, seal=seal)
-    _keep_head(move, keys)
+    try:
+        _keep_head(move, keys)
+    except OneRewardError as error:
+        told = f"{stage} of {ref.name} has moved to v{move.version}, but the head of the audit log was not written: {error.what}"
+        raise StoreError(told, "The next entry writes it. Do not repeat a rollback: it would go further back.") from error
     return move
 
 

@@ -21,6 +21,7 @@ from ops.curate import leaked_sources
 from ops.export_onnx import FILE, open_session
 from ops.folders import read_metrics
 from ops.gate import POLICY_PREFIX, Gate, GateConfig
+from ops.gate_estimates import with_estimates
 from ops.policy_health import stored_change
 
 Metrics = dict[str, Any]
@@ -236,7 +237,7 @@ def check(name: str, folder: Path, config: GateConfig, base: Path | None = None)
     if name.startswith(POLICY_PREFIX):
         change = stored_change(base, folder) if base else math.nan
         metrics = {**metrics, "relative_change": change, "finite": metrics.get("finite") is True and math.isfinite(change)}
-    return CHECKS[name](folder, metrics, config)
+    return with_estimates(CHECKS[name](folder, metrics, config), metrics)
 
 
 # Verdicts

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from infra.signing import Keys
 from infra.stores.base import ArtifactRef, directory_digest
 from infra.stores.dvc import DvcStore
-from models.errors import AuditBroken, GateRefused, SignatureRefused, UnknownVersion
+from models.errors import AuditBroken, GateRefused, SignatureRefused, StoreError, UnknownVersion
 from ops.audit import append, verify_chain
 from ops.gate import SIGNATURE
 from ops.promote import STAGES, rollback
@@ -163,6 +163,16 @@ def test_the_head_may_lag_behind_and_may_not_be_lost(moved: Path) -> None:
     assert "is not signed" in broken(moved)
     head.unlink()
     assert "holds no head" in broken(moved)
+
+
+def test_a_head_that_cannot_be_written_is_told_as_a_move_that_was_made(moved: Path) -> None:
+    store, keys = opened(moved)
+    (moved / "keys" / "head-release.draft.json").mkdir()
+    with pytest.raises(StoreError, match=r"production of release has moved to v2.*Do not repeat a rollback"):
+        append(store, keys, store.versions("release")[1].ref, "production", **BY)
+    (moved / "keys" / "head-release.draft.json").rmdir()
+    verify_chain("release", store.moves("release"), keys)
+    assert store.stage("release", "production") == store.versions("release")[1].ref
 
 
 def test_what_is_not_allowed_or_cannot_be_signed_leaves_no_entry(moved: Path) -> None:

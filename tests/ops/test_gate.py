@@ -394,6 +394,16 @@ def test_a_report_about_another_version_is_refused(store: DvcStore, tmp_path: Pa
             evidence_for(store, keys_of(store), ref)
 
 
+def test_a_figure_that_was_estimated_has_its_interval_and_cases(tmp_path: Path) -> None:
+    metrics = deepcopy(GOOD["evaluation"])
+    metrics["policy"]["ema"]["n"] = 27
+    gates = {gate.name: gate for gate in check("evaluation", artifact(tmp_path / "a", "evaluation", metrics), GateConfig())}
+    assert (gates["win_rate_lo"].interval, gates["win_rate_lo"].n) == ((0.52, 0.7), 27)
+    assert (gates["task_lo"].interval, gates["task_lo"].n) == ((0.35, 0.8), 9)  # of the worst task
+    assert (gates["sealed_judge_accuracy"].interval, gates["sealed_judge_accuracy"].n) == (None, 40)
+    assert gates["hacked_cells"].interval is None and gates["hacked_cells"].n is None
+
+
 def test_a_gate_report_says_what_it_rests_on(store: DvcStore, tmp_path: Path) -> None:
     data = store.put("curated_dataset", artifact(tmp_path / "data", "onnx", {"rows": 3}))
     ref = store.put("onnx", artifact(tmp_path / "a", "onnx", GOOD["onnx"]), parents=[data])
