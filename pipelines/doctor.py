@@ -145,6 +145,19 @@ def _lakefs(workspace: Workspace) -> Finding:
     return Finding("lakeFS", "ok", f"{found}; {repository}, {MAIN} protected")
 
 
+def _signing(workspace: Workspace) -> Finding:
+    keys = workspace.keys
+    trusted = f"{len(keys.trusted)} trusted"
+    if not keys.private.exists():
+        found = (
+            f"{trusted}, no private key: this home verifies and does not sign" if keys.trusted else "none yet: the first run makes a pair"
+        )
+        return Finding("signing key", "ok", found)
+    if keys.private.stat().st_mode & 0o077:
+        return Finding("signing key", "warning", f"others may read {keys.private}", f"chmod 600 {keys.private}; rotate it if they did")
+    return Finding("signing key", "ok", f"{keys.private}, {trusted}")
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -164,6 +177,7 @@ def examine(settings: Settings, workspace: Workspace) -> Iterator[Finding]:
         "weights": lambda: _weights(settings),
         "store": lambda: _store(workspace),
         "labels": lambda: _labels(workspace),
+        "signing key": lambda: _signing(workspace),
         "lakeFS": lambda: _lakefs(workspace),
         "antlr": _antlr,
     }

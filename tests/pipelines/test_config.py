@@ -75,3 +75,12 @@ def test_a_bad_file_is_named_with_the_field(tmp_path: Path, text: str, named: st
 def test_an_unknown_name_lists_the_presets() -> None:
     with pytest.raises(ConfigError, match="flux-fill, mini"):
         load_settings("maxi")
+
+
+@pytest.mark.parametrize("url", ["ftp://host/hook", "https://kim:planted-8d1f@host/hook", "host/hook"])
+def test_a_webhook_holds_no_credentials(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"extends: mini\nwebhook: {url}\n")
+    with pytest.raises(ConfigError, match="webhook") as raised:
+        load_settings(str(path))
+    assert "planted" not in str(raised.value)

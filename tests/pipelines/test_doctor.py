@@ -19,7 +19,7 @@ from pipelines.doctor import Finding
 from tests.infra.lakefs_server import LakeFS
 from tests.pipelines.conftest import Command
 
-NAMES = ["cores", "memory", "disk", "GPU", "ONNX Runtime", "engine builder", "weights", "store", "labels", "lakeFS", "antlr"]
+NAMES = ["cores", "memory", "disk", "GPU", "ONNX Runtime", "engine builder", "weights", "store", "labels", "signing key", "lakeFS", "antlr"]
 Examine = Callable[..., dict[str, Finding]]
 
 
@@ -170,3 +170,12 @@ def test_a_lakefs_server_its_credentials_and_the_repository(examine: Examine, mo
         assert finding.level == "ok" and "will be made in mem://onereward" in finding.found and not server.repositories
         server.add_repository("onereward", protected=True)
         assert "main protected" in examine()["lakeFS"].found
+
+
+def test_a_signing_key_that_others_may_read_is_seen(examine: Examine, home: Path) -> None:
+    assert "makes a pair" in examine()["signing key"].found
+    keys = Workspace.from_env(home).keys
+    keys.create()
+    assert examine()["signing key"].level == "ok"
+    keys.private.chmod(0o644)
+    assert examine()["signing key"].level == "warning" and "chmod 600" in examine()["signing key"].remedy
