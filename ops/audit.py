@@ -21,10 +21,10 @@ import filelock
 
 from infra.disk import replacing, writing
 from infra.signing import Keys
-from infra.stores.base import ArtifactRef, ArtifactStore, StageMove
+from infra.stores.base import NOTES, ArtifactRef, ArtifactStore, StageMove
 from models.errors import AuditBroken, OneRewardError, StoreError
 
-APPROVED, ROTATED, UNDELIVERED = "approved", "rotated", "undelivered"  # entries that move no stage
+APPROVED, ROTATED, UNDELIVERED = NOTES
 REMEDY = "Nothing is moved on a broken log: restore the store's tags from a backup (docs/promotion.md)."
 
 

@@ -46,6 +46,10 @@ class Version:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+# Entries of the audit log that stand in the place of a move and move no stage (ops/audit.py).
+NOTES = ("approved", "rotated", "undelivered")
+
+
 @dataclass(frozen=True)
 class StageMove:
     """One move of a stage pointer, as the audit trail keeps it."""

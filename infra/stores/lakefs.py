@@ -38,6 +38,7 @@ import filelock
 from infra.disk import no_space
 from infra.progress import Progress
 from infra.stores.base import (
+    NOTES,
     ArtifactRef,
     ArtifactStore,
     FileChange,
@@ -246,7 +247,7 @@ class LakeFSStore(ArtifactStore):
     def _merge(self, version: Version, move: StageMove) -> None:
         """Bring a version into `main` on its evidence, after what it was made from; what is there already stays."""
         evidence = {"evidence": ",".join(move.evidence), "approver": move.approver}
-        for member in reversed(self.lineage(version.ref.digest)) if move.evidence else ():
+        for member in reversed(self.lineage(version.ref.digest)) if move.evidence and move.stage not in NOTES else ():
             if not self.server.holds(MAIN, _place(member.ref)):
                 message = f"{member.ref.name} {member.number}, for {move.stage} of {version.ref.name} {version.number}"
                 self.server.merge(_tag(member), MAIN, message, evidence)
