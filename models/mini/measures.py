@@ -1,4 +1,4 @@
-"""Ground-truth measures of an edit whose perfect answer is known. Higher is better; perfect is one for edges and letters, else zero.
+"""Ground-truth measures of an edit whose perfect answer is known. Higher is better; perfect is one for letters, else zero.
 
     measure("seam_agreement", image, target, mask, truth, prompt)
 
@@ -48,8 +48,7 @@ def _gradients(image: Tensor) -> Tensor:
 
 
 def _edge_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
-    seen, asked = _gradients(image) * mask, _gradients(target) * mask
-    return float((seen * asked).sum() / (seen.pow(2).sum() * asked.pow(2).sum()).sqrt().clamp(min=1e-6))
+    return -inside((_gradients(image) - _gradients(target)).abs(), mask)
 
 
 def _seam_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:

@@ -65,12 +65,12 @@ def test_the_target_itself_scores_best(name):
     scene = _worded()
     target, mask = to_tensor(scene.image), to_mask(scene.words_mask)
     perfect = measure(name, target, target, mask, scene.truth, PROMPT)
-    assert perfect == pytest.approx(1.0 if name in ("glyph_agreement", "edge_agreement") else 0.0, abs=1e-3)
+    assert perfect == pytest.approx(1.0 if name == "glyph_agreement" else 0.0, abs=1e-3)
     noisy = (target + 0.3 * torch.randn(target.shape, generator=torch.Generator().manual_seed(0)) * mask).clamp(0, 1)
     assert measure(name, noisy, target, mask, scene.truth, PROMPT) < perfect
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURES if name not in ("glyph_agreement", "edge_agreement")])
+@pytest.mark.parametrize("name", [name for name in MEASURES if name != "glyph_agreement"])
 def test_pixels_outside_the_mask_do_not_count_much(name):
     """Only where filters reach over the mask's edge may the outside be felt: far away nothing counts."""
     scene = render_scene(1)
