@@ -81,14 +81,14 @@ def requests(taxonomy: Taxonomy, count: int, seed: int) -> Iterator[tuple[Image.
             prompt = list(SPOILT)[rng.integers(len(SPOILT))]
             target = Image.composite(target.filter(SPOILT[prompt]), target, request.mask)
         else:
-            target = Image.composite(_flawed(target, rng), target, request.mask)
+            target = Image.composite(flawed(target, rng), target, request.mask)
             if rng.random() < NO_PROMPT:
                 prompt = ""
         made += 1
         yield target, request.mask, prompt
 
 
-def _flawed(target: Image.Image, rng: np.random.Generator) -> Image.Image:
+def flawed(target: Image.Image, rng: np.random.Generator) -> Image.Image:
     """The target as an unsorted corpus would hold it: as it is, or with a colour cast, softness, JPEG blocks, a displacement.
 
     A base that has seen only perfect answers has nothing that people could choose between; one trained on what lies about

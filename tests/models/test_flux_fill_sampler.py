@@ -151,6 +151,19 @@ def test_sampling_with_settings_per_row_equals_each_row_alone(sampler, encoded):
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
 
 
+def test_a_row_with_a_stop_is_predicted_in_one_step_from_there(sampler, encoded):
+    pipe = sampler.pipe
+    mixed = sampler.sample(pipe.transformer, encoded, [1, 2, 3], steps=3, stop=[None, 1, 2])
+    whole = sampler.sample(pipe.transformer, encoded, [1, 2, 3], steps=3)
+    torch.testing.assert_close(mixed[0], whole[0], atol=1e-5, rtol=0)
+    with torch.no_grad():
+        part = encoded.select([1])
+        x, sigma = sampler.denoise(pipe.transformer, part, sampler.noise([2], SIZE, SIZE), steps=3, stop=1)
+        expected = sampler.decode(sampler.predict_x0(pipe.transformer, x, sigma, part), SIZE, SIZE)[0]
+    torch.testing.assert_close(mixed[1], expected, atol=1e-5, rtol=0)
+    assert (mixed[1] - whole[1]).abs().max() > 1e-4
+
+
 def test_rows_without_guidance_in_a_guided_group_stay_unguided(sampler, encoded):
     mixed = sampler.sample(sampler.pipe.transformer, encoded, [1, 2, 3], steps=2, true_cfg=[4.0, 1.0, 0.5])
     plain = sampler.sample(sampler.pipe.transformer, encoded, [1, 2, 3], steps=2)

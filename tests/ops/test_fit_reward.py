@@ -287,3 +287,19 @@ def test_pairs_of_crops_of_one_photograph_are_one_draw(tmp_path):
     known = {row["id"]: "photo" if row in rows[:8] else row["source_id"] for row in rows}
     assert origins_of(curated, found) == [known[pair.condition_id] for pair in found]
     assert "photo" in known.values() and len(set(known.values())) == 5
+
+
+def test_the_second_judge_is_fitted_on_other_source_images(base, tmp_path):
+    folders = artifacts(tmp_path / "data")
+    metrics = fit(base, folders, tmp_path / "both", steps=10, second_share=0.4)
+    alone = fit(base, folders, tmp_path / "alone", steps=10)
+    assert metrics["pairs_train"] + metrics["second"]["pairs_train"] == alone["pairs_train"] and alone["second"] is None
+    assert metrics["second"]["pairs_train"] > 0 and not (tmp_path / "alone" / "second").exists()
+    judges = [Judge.load(tmp_path / "both" / name, TAXONOMY) for name in ("", "second")]
+    first, second = (dict(judge.model.named_parameters()) for judge in judges)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_second_judge_without_labels_is_refused(base, tmp_path):
+    with pytest.raises(NotEnoughData, match="do not share out over two judges"):
+        fit(base, artifacts(tmp_path / "data", conditions=8), tmp_path / "out", steps=1, second_share=0.001)

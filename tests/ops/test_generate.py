@@ -93,6 +93,17 @@ def test_ranges_are_respected_and_checked(base, tmp_path):
         GenerateConfig(strengths=[1.5])
 
 
+def test_one_step_predictions_are_drawn_as_training_will_show_them(base, tmp_path):
+    config = CONFIG.model_copy(update={"one_step": 0.5, "one_step_of": 4, "stop_low": 2, "stop_high": 3})
+    rows = _generate(base, _curated(tmp_path / "curated", list(range(1, 9))), tmp_path / "candidates", config)
+    early = [row for row in rows if row.stop is not None]
+    assert 0.25 < len(early) / len(rows) < 0.75
+    assert all((row.steps, row.true_cfg, row.strength) == (4, 1.0, 1.0) and 2 <= row.stop <= 3 for row in early)
+    assert all(row.steps <= 3 for row in rows if row.stop is None)
+    with pytest.raises(ValueError, match=r"stop steps 14\.\.27"):
+        GenerateConfig(one_step_of=8)
+
+
 def test_nothing_to_do_and_unknown_tasks_are_refused(base, tmp_path):
     with pytest.raises(NotEnoughData, match="no conditions"):
         _generate(base, _curated(tmp_path / "empty", []), tmp_path / "a")

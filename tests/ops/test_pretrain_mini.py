@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxFillPipeline
@@ -12,9 +13,10 @@ from infra.progress import Progress
 from infra.stores.base import directory_digest
 from models.flux_fill.loading import load_pipeline
 from models.judge import Judge
+from models.mini.scenes import render_scene
 from models.taxonomy import Taxonomy
 from ops.pretrain_mini import PretrainConfig, pretrain_mini, resumable
-from ops.pretrain_policy import requests
+from ops.pretrain_policy import FLAWS, flawed, requests
 from ops.pretrain_vae import BASE_SCENES, base_pictures, reconstruction_psnr
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +63,15 @@ def test_requests_cover_every_task_by_its_share():
     removals = sum(prompt == TAXONOMY.task("remove").fixed_prompt for _, _, prompt in drawn)
     assert 0.10 < removals / len(drawn) < 0.35  # p_k is .25, less what goes without prompt or is spoiled
     assert any(prompt.startswith("the word") for _, _, prompt in drawn)
+
+
+def test_half_of_the_corpus_is_flawed_and_the_original_is_left_alone():
+    picture = render_scene(3).image
+    before, rng = picture.tobytes(), np.random.default_rng(0)
+    drawn = [flawed(picture, rng) for _ in range(300)]
+    assert picture.tobytes() == before and all((each.size, each.mode) == (picture.size, "RGB") for each in drawn)
+    whole = sum(each.tobytes() == before for each in drawn) / len(drawn)
+    assert FLAWS[0] - 0.1 < whole < FLAWS[0] + 0.12  # some displacements are none
 
 
 def test_the_shipped_autoencoder_reconstructs_as_recorded():

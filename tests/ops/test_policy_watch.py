@@ -1,0 +1,106 @@
+"""Watching a policy: what is recorded of a checkpoint, and which one is chosen, by the second judge and never by the truth."""
+
+import json
+
+import pytest
+import torch
+
+from infra.progress import Progress
+from models.adapters import Shadow
+from models.flux_fill.loading import load_pipeline
+from models.flux_fill.sampler import Sampler
+from models.judge import Judge
+from models.records import Condition, read_rows
+from models.shards import ShardReader
+from models.taxonomy import Taxonomy
+from ops.policy_watch import Look, Watch, summary
+from tests.ops.test_train_policy import QUICK, _train, make_parts
+
+TAXONOMY = Taxonomy.load()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return make_parts(tmp_path_factory.mktemp("parts"))
+
+
+def look(step: int, *, judge: float, second: float | None, won: float | None, condition: str = "c") -> Look:
+    cell = {"task": "remove", "dimension": "removal_quality"}
+    return Look(step=step, condition_id=condition, source_id="s", origin="s", **cell, judge=judge, second=second, measure_win=won)
+
+
+def watch_of(parts, second: bool, conditions: int = 4) -> tuple[Watch, torch.nn.Module]:
+    flux, judge, curated = parts
+    pipe = load_pipeline(flux)
+    rows = [row for row in read_rows(curated / "conditions.jsonl", Condition) if row.split == "validation"][:conditions]
+    watch = Watch(
+        Sampler(pipe),
+        Shadow(dict(pipe.transformer.named_parameters())),
+        Judge.load(judge, TAXONOMY),
+        Judge.load(judge, TAXONOMY) if second else None,
+        ShardReader(curated),
+        rows,
+        TAXONOMY,
+        settings={"steps": 2, "true_cfg": 1.0, "guidance_scale": 1.0},
+        negative_prompt="",
+        batch_size=2,
+        pasted=True,
+    )
+    return watch, pipe.transformer
+
+
+def test_the_base_itself_is_neither_better_nor_worse(parts):
+    watch, network = watch_of(parts, second=True)
+    with torch.no_grad():
+        watch.look(network, 5, Progress(), "watch")
+    assert {row["step"] for row in watch.rows} == {5}
+    assert len(watch.rows) == sum(len(TAXONOMY.task(c.task).dimensions) for c in watch.conditions)
+    assert all(row["judge"] == pytest.approx(0.5, abs=1e-4) and row["second"] == pytest.approx(0.5, abs=1e-4) for row in watch.rows)
+    assert all(row["measure_win"] in (0.5, None) for row in watch.rows)
+
+
+def test_a_changed_network_is_compared_with_what_training_started_from(parts):
+    watch, network = watch_of(parts, second=False)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.3)
+        watch.look(network, 1, Progress(), "watch")
+    assert any(abs(row["judge"] - 0.5) > 1e-6 for row in watch.rows) and all(row["second"] is None for row in watch.rows)
+
+
+def test_the_second_judge_chooses_and_neither_the_first_nor_the_truth(parts):
+    watch, _ = watch_of(parts, second=True)
+    said = {2: (0.6, 0.7, 0.0), 4: (0.9, 0.6, 1.0), 6: (0.99, 0.4, 1.0)}
+    for step, (judge, second, won) in said.items():
+        watch.rows += [look(step, judge=judge, second=second, won=won), look(step, judge=judge, second=0.8, won=won, condition="d")]
+    assert watch.best == 2  # equals at step 4, the first one counts
+    assert not watch.stale(0) and not watch.stale(3) and watch.stale(2)
+    assert [point["measure_win"] for point in summary(watch.rows)] == [0.0, 1.0, 1.0]
+
+
+def test_without_a_second_judge_the_last_checkpoint_is_delivered(parts):
+    watch, _ = watch_of(parts, second=False)
+    watch.rows += [look(2, judge=0.9, second=None, won=None), look(4, judge=0.1, second=None, won=None)]
+    assert watch.best == 4 and not watch.stale(1)
+    assert summary(watch.rows)[0] == {"step": 2, "judge": 1.0, "second": None, "measure_win": None}
+
+
+def test_a_run_stops_when_nothing_gets_better_and_delivers_the_best(parts, tmp_path, monkeypatch):
+    """What the second judge says is scripted: it likes step 2 best."""
+    liked = {1: 6, 2: 9, 3: 3, 4: 10}  # of ten comparisons
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+
+    def scripted(self, policy, step, progress, label):
+        kept[step] = {name: value.detach().clone() for name, value in policy.state_dict().items()}
+        self.second = self.judge
+        self.rows += [look(step, judge=0.9, second=0.9 if i < liked[step] else 0.1, won=None, condition=str(i)) for i in range(10)]
+
+    monkeypatch.setattr(Watch, "look", scripted)
+    config = QUICK.model_copy(update={"checkpoint_every": 1, "patience": 1})
+    metrics = _train(parts, tmp_path / "policy", config)
+    best = metrics["best_step"]
+    assert best == 2 and metrics["steps"] == 3  # one checkpoint that is no better ends the run
+    stored = load_pipeline(parts[0]).transformer.from_pretrained(tmp_path / "policy" / "transformer").state_dict()
+    assert all(torch.equal(stored[name], kept[best][name]) for name in stored)
+    rows = [json.loads(line) for line in (tmp_path / "policy" / "checkpoints.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows} == {1, 2, 3}
