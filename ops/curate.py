@@ -56,6 +56,11 @@ class CurateConfig(OpConfig):
     validation_share: float = pydantic.Field(
         0.2, gt=0, lt=1, description="Share in the validation split; the rest is the sealed test (ours)."
     )
+    rotation: int = pydantic.Field(
+        0,
+        ge=0,
+        description="Round of retraining: each seals other source images, what was sealed before is validated on, then trained on (ours).",
+    )
     train_per_task: int = pydantic.Field(48, ge=1, description="Conditions per task in the training split, where sources allow (ours).")
     validation_per_task: int = pydantic.Field(16, ge=1, description="Conditions per task in the validation split (ours).")
     test_per_task: int = pydantic.Field(16, ge=1, description="Conditions per task in the sealed test (ours).")
@@ -187,14 +192,20 @@ def diverse_subset(config: CurateConfig, rows: list[Source], shards: ShardReader
 
 
 def split_by_origin(config: CurateConfig, rows: list[Source]) -> dict[str, Split]:
-    """Origin (photograph, file or scene) -> split. Each kind is split by itself, so that every split holds every kind it can."""
+    """Origin (photograph, file or scene) -> split. Each kind is split by itself, so that every split holds every kind it can.
+
+    The origins stand in a circle, in an order drawn from the seed, test first and validation next. Each `rotation` turns it by one
+    test's length: the new test comes from what was trained on. That is sound because a retraining starts from the base weights,
+    which have seen none of it; with a release as base it is not.
+    """
     splits: dict[str, Split] = {}
     for kind in sorted({row.kind for row in rows}):
         origins = sorted({_origin(row) for row in rows if row.kind == kind}, key=lambda origin: _hash(config.seed, origin))
         count = len(origins)
         test = max(1, round(count * (1 - config.train_share - config.validation_share))) if count > 1 else 0
         validation = max(1, round(count * config.validation_share)) if count > 2 else 0
-        for index, origin in enumerate(origins):
+        for place, origin in enumerate(origins):
+            index = (place + config.rotation * test) % count
             splits[origin] = "test" if index < test else "validation" if index < test + validation else "train"
     return splits
 

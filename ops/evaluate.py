@@ -306,7 +306,7 @@ def _judge_accuracy(
             )
             asked = {"judge": name, "judge_digest": directory_digest(folder)[0]}
             file.writelines(json.dumps({**asked, **row}, sort_keys=True) + "\n" for row in found[name].pop("rows"))
-    nothing: dict[str, Any] = {"mean_accuracy": None, "lo": None, "hi": None, "order_consistency": None, "n": 0, "cells": []}
+    nothing: dict[str, Any] = {"mean_accuracy": None, "lo": None, "hi": None, "se": None, "order_consistency": None, "n": 0, "cells": []}
     base_accuracy = None
     if "base" in found:
         base_accuracy = found["base"]["mean_accuracy"]

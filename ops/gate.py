@@ -73,10 +73,20 @@ class GateConfig(OpConfig):
     min_production_lo: float = pydantic.Field(
         0.40, ge=0, le=1, description="Lower bound of the mean win rate against production, where there is one: no step back (ours)."
     )
+    min_cell_lo: float | None = pydantic.Field(
+        0.45,
+        ge=0,
+        le=1,
+        description="Lower bound of every single cell's win rate, against the base and against production: not worse anywhere by more "
+        "than a margin of .05. None: measured and printed with the sample it needs, not gated (ours).",
+    )
     max_hacked_cells: int = pydantic.Field(
         0,
         ge=0,
-        description="Cells that the judge counts as won while ground truth's whole interval says lost: the judge was hacked there (ours).",
+        description="Cells that the judge counts as won while ground truth proves them lost: the judge was hacked there (ours).",
+    )
+    family_error: float = pydantic.Field(
+        0.05, gt=0, lt=1, description="Chance that any cell is called hacked wrongly, over all cells asked (Holm's correction; ours)."
     )
     max_onnx_error: float = pydantic.Field(1e-3, gt=0, description="Relative error of the ONNX graph against torch (ours).")
     require_verified_engine: bool = pydantic.Field(
@@ -109,7 +119,7 @@ class Evidence:
     name: str  # of the subject
     digest: str
     gates: tuple[Gate, ...]
-    thresholds: Mapping[str, float]  # those of GateConfig that these gates were held against
+    thresholds: Mapping[str, float | None]  # those of GateConfig that these gates were held against
     code_version: str  # of the checks that measured
     not_verified: tuple[str, ...]  # sentences
 
@@ -128,13 +138,15 @@ class Evidence:
         lax = []
         for name, held in self.thresholds.items():
             asked = getattr(config, name)
-            if held > asked if name.startswith("max_") else held < asked:
+            if asked is None:
+                continue
+            if held is None or (held > asked if name.startswith("max_") else held < asked):
                 lax.append(f"{name} {held} ({asked} is in force)")
         return lax
 
 
 # What promotion asks of each: written out and not taken from a report, so that a report cannot leave a gate out.
-_HEALTH = ("policy_finite", "policy_moved", "policy_preserved")
+_HEALTH = ("policy_finite", "policy_moved", "policy_preserved", "hacking")
 REQUIRED_GATES: dict[str, tuple[str, ...]] = {
     "curated_dataset": ("split_leak", "split_size"),
     "preference_pairs": ("dropped_share", "class_balance"),
@@ -146,19 +158,21 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
         "win_rate",
         "win_rate_lo",
         "task_lo",
+        "cell_lo",
         "evaluation_preserved",
         "evaluation_looks_kept",
         "hacked_cells",
         "sealed_judge_accuracy",
         "acceptance_lo",
         "not_below_production",
+        "production_cell_lo",
     ),
     "onnx": ("onnx_valid", "onnx_error"),
     "engine": ("engine_built", "engine_architectures", "engine_verified"),
 }
 
 # The thresholds behind each artifact's gates. They are part of its evidence: a laxer one must not pass for the one in force.
-_HEALTH_THRESHOLDS = ("min_policy_change", "max_psnr_drop")
+_HEALTH_THRESHOLDS = ("min_policy_change", "max_psnr_drop", "family_error")
 THRESHOLDS: dict[str, tuple[str, ...]] = {
     "curated_dataset": ("min_per_split",),
     "preference_pairs": ("max_dropped_share", "max_first_share_deviation"),
@@ -169,10 +183,12 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
         "min_win_rate",
         "min_win_rate_lo",
         "min_task_lo",
+        "min_cell_lo",
         "max_psnr_drop",
         "max_similarity_drop",
         "require_ground_truth",
         "max_hacked_cells",
+        "family_error",
         "min_judge_accuracy",
         "min_acceptance_lo",
         "min_production_lo",

@@ -23,8 +23,14 @@ from ops.folders import read_metrics
 from ops.gate import POLICY_PREFIX, Gate, GateConfig
 from ops.gate_estimates import with_estimates
 from ops.policy_health import stored_change
+from ops.probe import CHECKPOINTS, hacked, read_checkpoints
+from ops.statistics import holm, sample_size
 
 Metrics = dict[str, Any]
+
+_SHOWN = 3  # ours: findings that a gate names
+HARM_MARGIN = 0.10  # ours: the loss in a cell's win rate for whose discovery the sample size is printed
+_NON_INFERIORITY = 0.45  # ours: the bound whose sample size is printed where none is in force
 
 
 def check_curated(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate]:
@@ -75,7 +81,7 @@ def check_reward_model(folder: Path, metrics: Metrics, config: GateConfig) -> li
 
 
 def check_policy(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate]:
-    """Health only: finite, moved, preserved. Whether the policy is better is the evaluation's to say.
+    """Health only: finite, moved, preserved, its judge not hacked. Whether the policy is better is the evaluation's to say.
 
     `check` has put what the stored weights say in the place of what training said of them; preservation stays as training measured it.
     """
@@ -86,7 +92,19 @@ def check_policy(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gat
         finite,
         _above("policy_moved", _number(metrics, "relative_change"), config.min_policy_change, "relative change of the weights"),
         _preserved("policy_preserved", metrics, config),
+        _no_hacking(folder, metrics, config),
     ]
+
+
+def _no_hacking(folder: Path, metrics: Metrics, config: GateConfig) -> Gate:
+    """The judge did not come to like the policy better while an independent metric came to like it less."""
+    told = f"places (cell, task, all) where the judge rose and an independent metric fell, at most {config.family_error:.0%} wrongly (Holm)"
+    try:
+        found = hacked(read_checkpoints(folder / CHECKPOINTS), level=config.family_error, delivered=metrics.get("best_step"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _at_most("hacking", None, 0, f"{told}; the records cannot be read: {error!r}")
+    shown = "; ".join(each.told for each in found[:_SHOWN])
+    return _at_most("hacking", float(len({each.place for each in found})), 0, f"{told}{': ' if found else ''}{shown}")
 
 
 def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate]:
@@ -99,17 +117,23 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
     policy = policies.get(mode, {}) if isinstance(policies, dict) and isinstance(mode, str) else {}
     tested = [row for row in _rows(policy, "tasks") if (_number(row, "n"), _number(row, "n_without_truth")) != (0, 0)]
     cells = _rows(policy, "cells")
-    bounds = {str(row.get("task")): _number(row, "lo") for row in tested if _number(row, "n")}
-    worst = min(bounds, key=lambda task: _or(bounds[task], -math.inf), default="no task")
-    hacked = [f"{cell.get('task')}/{cell.get('dimension')}" for cell in cells if _hacked(cell)]
+    known = [row for row in tested if _number(row, "n")]
+    worst = _lowest(known)
     sealed = metrics.get("judge")
     judge: Metrics = sealed if isinstance(sealed, dict) else {}
     of_mode = f"of the better mode, {mode}"
+    size = _size(policy, "mean_se", config.min_win_rate - config.min_win_rate_lo)
     return [
         _known_truth(tested, metrics.get("evidence"), config),
-        _at_least("win_rate", _number(policy, "mean_win_rate"), config.min_win_rate, f"mean win rate over the base {of_mode}"),
-        _above("win_rate_lo", _number(policy, "mean_lo"), config.min_win_rate_lo, f"lower bound of the mean win rate {of_mode}"),
-        _at_least("task_lo", bounds.get(worst), config.min_task_lo, f"lower bound on the worst task {of_mode}: {worst}"),
+        _at_least("win_rate", _number(policy, "mean_win_rate"), config.min_win_rate, f"mean win rate over the base {of_mode}{size}"),
+        _above("win_rate_lo", _number(policy, "mean_lo"), config.min_win_rate_lo, f"lower bound of the mean win rate {of_mode}{size}"),
+        _at_least(
+            "task_lo",
+            _number(worst, "lo"),
+            config.min_task_lo,
+            f"lower bound on the worst task {of_mode}: {worst.get('task', 'no task')}{_largest(known, 0.5 - config.min_task_lo)}",
+        ),
+        _no_cell_worse("cell_lo", cells, config, f"against the base {of_mode}"),
         _preserved("evaluation_preserved", policy, config),
         _at_most(
             "evaluation_looks_kept",
@@ -117,25 +141,21 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
             config.max_similarity_drop,
             "below the base's likeness to the source outside the mask, raw output",
         ),
-        _at_most(
-            "hacked_cells",
-            len(hacked) if cells else None,
-            config.max_hacked_cells,
-            f"cells won by the judge and lost by the measures beyond their interval{': ' if hacked else ''}{', '.join(hacked)}",
-        ),
+        _no_cell_hacked(cells, config),
         _at_least(
             "sealed_judge_accuracy",
             _number(judge, "mean_accuracy"),
             config.min_judge_accuracy,
-            f"mean over cells, {judge.get('n', 0)} sealed test pairs",
+            f"mean over cells, {judge.get('n', 0)} sealed test pairs{_size(judge, 'se', config.min_judge_accuracy - 0.5)}",
         ),
         _at_least(
             "acceptance_lo",
             _number(policy, "acceptance_mean_lo"),
             config.min_acceptance_lo,
-            f"lower bound of the mean win rate by the acceptance measures {of_mode}",
+            f"lower bound of the mean win rate by the acceptance measures {of_mode}"
+            f"{_size(policy, 'acceptance_mean_se', 0.5 - config.min_acceptance_lo)}",
         ),
-        _not_below_production(metrics, mode, config),
+        *_not_below_production(metrics, mode, config),
     ]
 
 
@@ -158,24 +178,84 @@ def _known_truth(tested: list[Metrics], evidence: Any, config: GateConfig) -> Ga
     return _at_most("ground_truth", count, 0, told)
 
 
-def _not_below_production(metrics: Metrics, mode: Any, config: GateConfig) -> Gate:
+def _not_below_production(metrics: Metrics, mode: Any, config: GateConfig) -> list[Gate]:
     if metrics.get("policy") and "against_production" not in metrics:
-        return _at_most("not_below_production", 0, 0, "rivals in production: there is nothing to fall below yet")
+        nothing = "rivals in production: there is nothing to fall below yet"
+        return [_at_most(name, 0, 0, nothing) for name in ("not_below_production", "production_cell_lo")]
     rivals = metrics.get("against_production")
-    rival = rivals.get(mode) if isinstance(rivals, dict) else None
-    low = _number(rival, "mean_lo") if isinstance(rival, dict) else None
-    return _at_least("not_below_production", low, config.min_production_lo, "lower bound of the mean win rate against production")
+    found = rivals.get(mode) if isinstance(rivals, dict) else None
+    rival: Metrics = found if isinstance(found, dict) else {}
+    told = f"lower bound of the mean win rate against production{_size(rival, 'mean_se', 0.5 - config.min_production_lo)}"
+    return [
+        _at_least("not_below_production", _number(rival, "mean_lo"), config.min_production_lo, told),
+        _no_cell_worse("production_cell_lo", _rows(rival, "cells"), config, "against production"),
+    ]
 
 
-def _hacked(cell: Metrics) -> bool:
-    """The judge says better and the measures say worse, beyond their interval. A figure that is absent or not finite counts as hacked.
+def _no_cell_worse(name: str, cells: list[Metrics], config: GateConfig, told: str) -> Gate:
+    """Non-inferiority. The claim is "no cell is worse": each has to show it, and no correction is due (docs/statistics.md)."""
+    worst = _lowest(cells)
+    lowest, asked = _number(worst, "lo"), config.min_cell_lo
+    told = f"lower bound on the worst cell {told}: {_cell(worst)}{_largest(cells, 0.5 - (asked or _NON_INFERIORITY))}"
+    if asked is None:
+        return Gate(name, lowest, None, lowest is not None, f"measured, not gated: {told}")
+    return _at_least(name, lowest, asked, told)
 
-    A cell whose `judge_win_rate` is null has a dimension the judge does not know, and cannot be hacked.
+
+def _no_cell_hacked(cells: list[Metrics], config: GateConfig) -> Gate:
+    """Cells where the judge says better and the measures prove worse. Any of them fails, so chance finds are corrected for: Holm.
+
+    A cell whose `judge_win_rate` is null has a dimension the judge does not know, and cannot be hacked. Figures that are
+    absent or not finite count as hacked.
     """
-    if cell.get("judge_win_rate", math.nan) is None:
-        return False
-    judged, high = _number(cell, "judge_win_rate"), _number(cell, "hi")
-    return judged is None or high is None or (judged > 0.5 and high < 0.5)
+    asked = [cell for cell in cells if cell.get("judge_win_rate", math.nan) is not None]
+    worse, won = {}, set()
+    for cell in asked:
+        judged, p_value = _number(cell, "judge_win_rate"), _number(cell, "p_worse")
+        broken = judged is None or p_value is None
+        worse[_cell(cell)] = 0.0 if broken else _or(p_value, 0.0)
+        if broken or _or(judged, 1.0) > 0.5:
+            won.add(_cell(cell))
+    hacked = [name for name in holm(worse, config.family_error) if name in won]
+    alone = sorted(name for name, p in worse.items() if name in won and p < config.family_error / 2 and name not in hacked)
+    told = f"cells won by the judge and lost by the measures, at most {config.family_error:.0%} wrongly so over {len(asked)} cells (Holm)"
+    told += f"{': ' if hacked else ''}{', '.join(hacked)}"
+    told += f"; lost if asked alone: {', '.join(alone)}" if alone else ""
+    told += _largest(asked, HARM_MARGIN, alpha=config.family_error / max(1, len(asked)))
+    return _at_most("hacked_cells", len(hacked) if cells else None, config.max_hacked_cells, told)
+
+
+def _cell(row: Metrics) -> str:
+    return f"{row.get('task')}/{row.get('dimension')}" if row else "no cell"
+
+
+def _lowest(rows: list[Metrics]) -> Metrics:
+    """The row with the lowest lower bound, one without a bound first; empty where there is no row."""
+    return min(rows, key=lambda row: _or(_number(row, "lo"), -math.inf), default={})
+
+
+# Sample sizes
+
+
+def _size(row: Metrics, se: str, margin: float, alpha: float = 0.025) -> str:
+    """What to print beside a gate: how many were counted, and how many show `margin` with 80% power at this spread."""
+    count, needed = _number(row, "n"), _needed(row, se, margin, alpha)
+    return f"; n {count:.0f}, needed {needed} for margin {margin:.2f} at 80% power" if count and needed else ""
+
+
+def _largest(rows: list[Metrics], margin: float, alpha: float = 0.025) -> str:
+    """`_size` of the row that lacks most."""
+    lacking = max(rows, key=lambda row: (_needed(row, "se", margin, alpha) or 0) / (_number(row, "n") or 1), default={})
+    told = _size(lacking, "se", margin, alpha)
+    where = _cell(lacking) if "dimension" in lacking else lacking.get("task")
+    return f"{told} ({where}, which lacks most)" if told else ""
+
+
+def _needed(row: Metrics, se: str, margin: float, alpha: float) -> int | None:
+    count, error = _number(row, "n"), _number(row, se)
+    if not count or error is None or margin <= 0:
+        return None
+    return sample_size(error * math.sqrt(count), margin, alpha=alpha)
 
 
 def check_onnx(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate]:

@@ -164,6 +164,7 @@ def summarise(
         "mean_accuracy": overall.mean,
         "lo": overall.lo,
         "hi": overall.hi,
+        "se": overall.se,
         "order_consistency": mean_over_cells(pairs, consistent),
         "n": len(pairs),
         "cells": cells,
@@ -195,7 +196,7 @@ def judge_accuracy(
     """Ask the judge about `pairs` (one or more) in both orders.
 
     Returns:
-        mean_accuracy (over cells) with lo and hi, order_consistency (over cells), n (pairs), cells [{task, dimension, n, accuracy, lo,
+        mean_accuracy (over cells) with lo, hi and se, order_consistency (over cells), n (pairs), cells [{task, dimension, n, accuracy, lo,
         hi}], empty_cells [[task, dimension]] without a pair, rows (one per pair, `pair_rows`).
     """
     origins = origins_of(curated, pairs)

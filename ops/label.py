@@ -152,11 +152,15 @@ def _scores(
 
 
 def _spread(conditions: dict[str, Condition], scores: Scores) -> dict[tuple[str, str], float]:
-    """(task, dimension) -> pooled standard deviation among the candidates of one condition."""
-    variances: dict[tuple[str, str], list[float]] = defaultdict(list)
+    """(task, dimension) -> pooled standard deviation among the candidates of one condition.
+
+    Over training conditions where the cell has any: what is sealed must not decide which training labels are ties.
+    """
+    variances: dict[tuple[str, str], dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
     for (condition_id, dimension), values in scores.items():
-        variances[conditions[condition_id].task, dimension].append(float(np.var(list(values.values()), ddof=1)))
-    return {cell: float(np.sqrt(np.mean(found))) for cell, found in variances.items()}
+        condition = conditions[condition_id]
+        variances[condition.task, dimension][condition.split == "train"].append(float(np.var(list(values.values()), ddof=1)))
+    return {cell: float(np.sqrt(np.mean(found[True] or found[False]))) for cell, found in variances.items()}
 
 
 def _judge(

@@ -10,6 +10,7 @@ long-running process. `svg` renders a plot for a page, its colours as CSS variab
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -137,6 +138,46 @@ def rates(
     return figure
 
 
+def against_steps(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]],
+    *,
+    x: str,
+    y: str,
+    reference: float = 0.5,
+    columns: int = 3,
+) -> Figure:
+    """Small multiples that share both axes: per panel one line with its interval as a band per series of (x, value, lo, hi).
+
+    A series keeps its colour from panel to panel. Panels without points are left out.
+    """
+    shown = {title: series for title, series in panels.items() if any(series.values())}
+    names = list(dict.fromkeys(name for series in shown.values() for name in series))
+    columns = min(columns, max(1, len(shown)))
+    lines = max(1, math.ceil(len(shown) / columns))
+    figure = Figure(figsize=(0.6 + 2.3 * columns, 0.6 + 1.9 * lines), layout="constrained")
+    for place, (title, series) in enumerate(shown.items()):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        _dress(axes, title)
+        axes.axhline(reference, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
+        for name, points in series.items():
+            if points:
+                at, value, low, high = map(np.asarray, zip(*points, strict=True))
+                colour = SERIES[names.index(name) % len(SERIES)]
+                axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+                axes.plot(at, value, color=colour, linewidth=1.8, marker="o", markersize=3, label=name)
+        axes.set_ylim(0, 1)
+        if place % columns == 0:
+            axes.set_ylabel(y)
+        if place >= len(shown) - columns:
+            axes.set_xlabel(x)
+    handles = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if len(handles) > 1:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9, labelcolor=INK
+        )
+    return figure
+
+
 def stacked_bars(labels: Sequence[str], parts: Mapping[str, tuple[Sequence[float], str]], *, x: str) -> Figure:
     """One horizontal bar per label, made of parts in order; each part has its lengths and its colour."""
     figure, axes = plot(5.2, 0.8 + 0.24 * len(labels))
@@ -197,6 +238,12 @@ def plot(width: float, height: float, title: str = "") -> tuple[Figure, Axes]:
     """An empty plot of that size in inches, in the house's style."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
+    _dress(axes, title)
+    return figure, axes
+
+
+def _dress(axes: Axes, title: str) -> None:
+    """The house's style: hairlines, quiet labels, no frame."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
@@ -209,7 +256,6 @@ def plot(width: float, height: float, title: str = "") -> tuple[Figure, Axes]:
     axes.yaxis.label.set_fontsize(9)
     if title:
         axes.set_title(title, fontsize=10, color=INK, loc="left")
-    return figure, axes
 
 
 def _legend(figure: Figure, axes: Axes, series: int) -> None:

@@ -22,6 +22,7 @@ from infra.stores.base import Version
 from models.taxonomy import Taxonomy
 from ops.folders import read_metrics
 from ops.gate import POLICY_PREFIX
+from ops.probe import CHECKPOINTS
 from ops.report_page import render_page
 
 RECORDS = {
@@ -127,7 +128,8 @@ def _without_infinities(value: Any) -> Any:
 
 def _copy_records(out: Path, folders: Mapping[str, Path]) -> None:
     wanted = dict(RECORDS)
-    wanted |= {f"{name}-curve.jsonl": (name, "curve.jsonl") for name in folders if name.startswith(POLICY_PREFIX)}
+    for policy in (name for name in folders if name.startswith(POLICY_PREFIX)):
+        wanted |= {f"{policy}-{record}": (policy, record) for record in ("curve.jsonl", CHECKPOINTS)}
     for target, (name, source) in wanted.items():
         if name in folders and (folders[name] / source).exists():
             shutil.copyfile(folders[name] / source, out / target)

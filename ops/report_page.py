@@ -16,6 +16,7 @@ from models.shards import ShardReader
 from models.taxonomy import Taxonomy
 from ops.gate import POLICY_PREFIX
 from ops.pictures import curves, overlay, svg
+from ops.probe import CHECKPOINTS, gold_against_proxy, read_checkpoints
 from ops.win_rates import BASE, COUNTED, Item, duels, read_items, win_rate_plot
 
 EXAMPLES = 3  # ours: rows of pictures per task
@@ -47,6 +48,7 @@ def render_page(facts: dict[str, Any], metrics: Mapping[str, dict[str, Any]], fo
         dimensions={dimension.name: dimension.title for dimension in taxonomy.dimensions},
         cells=_cells(facts, taxonomy),
         charts=_charts(facts, folders, taxonomy),
+        training=_training(folders, taxonomy),
         examples=_examples(facts, metrics, folders, taxonomy),
         lineage=_lineage(facts),
         row_px=ROW_PX,
@@ -103,6 +105,16 @@ def _charts(facts: dict[str, Any], folders: Mapping[str, Path], taxonomy: Taxono
         accuracy = ([row["step"] for row in rows], [row["accuracy"] for row in rows])
         charts["judge"] = svg(curves({"accuracy": accuracy}, x="step", y="accuracy on validation pairs", reference=0.5))
     return charts
+
+
+def _training(folders: Mapping[str, Path], taxonomy: Taxonomy) -> dict[str, str]:
+    """Mode -> inline SVG of what the judges said of its checkpoints, and what was true."""
+    found = {
+        name.removeprefix(POLICY_PREFIX): folder / CHECKPOINTS for name, folder in sorted(folders.items()) if name.startswith(POLICY_PREFIX)
+    }
+    return {
+        mode: svg(gold_against_proxy(rows, taxonomy)) for mode, path in found.items() if path.exists() and (rows := read_checkpoints(path))
+    }
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -1,39 +1,38 @@
-"""Uncertainty of every figure that is reported: Wilson intervals and a bootstrap over source images.
+"""Uncertainty of every figure that is reported, and what follows from it: intervals, tests, sample sizes (docs/statistics.md).
 
-    wilson(41, 50)                                        # accuracy of 41 right answers out of 50
     clustered_mean(values, sources)                       # mean with an interval
     clustered_mean(values, sources, levels=[tasks, dims]) # mean over tasks of means over dimensions of means over values
+    p_below(values, sources, 0.5)                         # could the true mean be one half or more? small: it is below
+    holm({"fill": 0.001, "text": 0.04}, 0.05)             # which of several such findings stand
+    sample_size(sd=0.5, margin=0.1)                       # values needed to see a difference of .1 with 80% power
 
 Edits of one source image resemble each other, so the bootstrap draws whole sources, never single values; counting values
-as independent would make every interval too narrow. Both intervals are scipy's (`binomtest`, `bootstrap`).
+as independent would make every interval too narrow. A bootstrap draws only what it has seen, so where nearly all sources
+agree it knows next to no spread. Of G sources a share of up to 1 - alpha^(1/G) may be of a sort that none of them is (the
+exact binomial bound on an event never seen); no interval is narrower than what that share allows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+SEEN_AT_LEAST = 1e-9  # differences under this are rounding
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean in [0, 1] with its interval; `n` counts the values behind it."""
+    """A mean in [0, 1] with its interval and standard error; `n` counts the values behind it."""
 
     mean: float
     lo: float
     hi: float
     n: int
-
-
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval (lo, hi) of a proportion; (0, 1) when nothing was counted."""
-    if n == 0:
-        return 0.0, 1.0
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    se: float  # standard deviation of the mean over the bootstrap's draws; 0 where every source says the same
 
 
 def outcome(difference: float, tolerance: float = 0.0) -> float:
@@ -50,29 +49,82 @@ def clustered_mean(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Mean of values in [0, 1] with a percentile bootstrap interval over clusters.
+    """Mean of values in [0, 1] with a percentile bootstrap interval over clusters, widened to what unseen clusters allow.
 
     `clusters` and every entry of `levels` have one label per value. With levels the mean is nested and unweighted: values are
-    averaged within the finest level's cells, those within the next coarser level, and so on. Where every cluster says
-    the same (or there is only one) the bootstrap knows no spread, and Wilson's interval over clusters is given instead.
+    averaged within the finest level's cells, those within the next coarser level, and so on. Raises ValueError without values.
+    """
+    mean, drawn, count = _draws(values, clusters, levels, resamples, seed)
+    tail = (1 - confidence) / 2
+    unseen = 1 - tail ** (1 / count)
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = min(low, mean * (1 - unseen)), max(high, mean * (1 - unseen) + unseen)
+    se = float(drawn.std(ddof=1))
+    return Estimate(mean, float(low), float(high), len(values), se if se > SEEN_AT_LEAST else 0.0)
+
+
+def p_below(
+    values: Sequence[float],
+    clusters: Sequence[Hashable],
+    null: float,
+    levels: Sequence[Sequence[Hashable]] = (),
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> float:
+    """One-sided p-value of "the true mean is `null` or more": small where the values, in [0, 1], lie below it.
+
+    The level at which the upper bound of `clustered_mean` falls under `null`, as finely as the draws tell.
     Raises ValueError without values.
     """
+    mean, drawn, count = _draws(values, clusters, levels, resamples, seed)
+    if mean >= null:
+        return 1.0
+    unseen = ((1 - null) / (1 - mean)) ** count
+    return float(max(unseen, (1 + (drawn >= null - SEEN_AT_LEAST).sum()) / (1 + resamples)))
+
+
+def holm(p_values: Mapping[str, float], level: float) -> list[str]:
+    """The hypotheses that Holm's step-down procedure rejects: at most a share `level` of families has any wrongly rejected.
+
+    Stops at the first that does not fall, in the order of their p-values: p_(k) is held against level / (m - k), k from 0.
+    """
+    rejected = []
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        if p_values[name] > level / (len(p_values) - rank):
+            break
+        rejected.append(name)
+    return rejected
+
+
+def sample_size(sd: float, margin: float, *, alpha: float = 0.025, power: float = 0.8) -> int:
+    """Values needed for a one-sided test at level `alpha` to see a difference of `margin` with that power.
+
+    n = (z_(1-alpha) + z_power)^2 sd^2 / margin^2, and never so few that a share of 2 margin, which could lower a rate of one half
+    by `margin`, may go unseen: n >= log(alpha) / log(1 - 2 margin). With `sd` = se sqrt(n) of a clustered mean (`Estimate`) the design
+    effect, variance of the clustered mean over that of as many independent values, is in it.
+    """
+    normal = stats.norm()
+    spread = ((normal.ppf(1 - alpha) + normal.ppf(power)) * sd / margin) ** 2
+    unseen = math.log(alpha) / math.log(1 - 2 * margin) if margin < 0.5 else 1.0
+    return math.ceil(max(spread, unseen) - SEEN_AT_LEAST)
+
+
+def _draws(
+    values: Sequence[float], clusters: Sequence[Hashable], levels: Sequence[Sequence[Hashable]], resamples: int, seed: int
+) -> tuple[float, np.ndarray, int]:
+    """The nested mean, its bootstrap distribution over clusters [resamples], and the number of clusters."""
     if not len(values):
         raise ValueError("no values to average")
     nested = _NestedMean(values, clusters, levels)
     names = np.arange(nested.sums.shape[0])
     mean = float(nested(names))
-    if len(names) > 1:
-        drawn = stats.bootstrap(
-            (names,), nested, n_resamples=resamples, confidence_level=confidence, method="percentile", vectorized=True, batch=256, rng=seed
-        )
-        low, high = map(float, drawn.confidence_interval)
-        if high - low > 1e-9:
-            return Estimate(mean, low, high, len(values))
-    agreeing = mean * len(names)
-    low = wilson(math.floor(agreeing + 1e-9), len(names), confidence)[0]
-    high = wilson(math.ceil(agreeing - 1e-9), len(names), confidence)[1]
-    return Estimate(mean, low, high, len(values))
+    if len(names) == 1:
+        return mean, np.full(resamples, mean), 1
+    drawn = stats.bootstrap(
+        (names,), nested, n_resamples=resamples, method="percentile", vectorized=True, batch=256, rng=seed
+    ).bootstrap_distribution
+    return mean, drawn, len(names)
 
 
 def nested_mean(values: Sequence[float], levels: Sequence[Sequence[Hashable]]) -> float:

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from models.taxonomy import Taxonomy
 from ops.pictures import rates
-from ops.statistics import Estimate, clustered_mean, nested_mean, outcome
+from ops.statistics import Estimate, clustered_mean, nested_mean, outcome, p_below
 
 BASE, PRODUCTION = "base", "production"
 SCENE = "scene"  # the kind of condition whose perfect edit is known
@@ -178,9 +178,11 @@ def _summary(
         "mean_win_rate": mean.mean if mean else None,
         "mean_lo": mean.lo if mean else None,
         "mean_hi": mean.hi if mean else None,
+        "mean_se": mean.se if mean else None,
         "acceptance_mean_win_rate": accepted.mean if accepted else None,
         "acceptance_mean_lo": accepted.lo if accepted else None,
         "acceptance_mean_hi": accepted.hi if accepted else None,
+        "acceptance_mean_se": accepted.se if accepted else None,
         "judge_mean_win_rate": nested_mean([duel.judge for duel in rows], _levels(rows)) if rows else None,
         "judge_agreement": nested_mean([d.truth == d.judge for d in decided], _levels(decided)) if decided else None,
         "preservation_psnr": _mean_of("preservation_psnr", items, mode),
@@ -204,17 +206,20 @@ def _task_row(fought: Sequence[_Duel], task: str, confidence: float, resamples: 
         "win_rate": rate.mean if rate else None,
         "lo": rate.lo if rate else None,
         "hi": rate.hi if rate else None,
+        "se": rate.se if rate else None,
     }
 
 
 def _cell_row(rows: Sequence[_Duel], cell: tuple[str, str], confidence: float, resamples: int) -> dict[str, Any] | None:
-    """One task and dimension; None where nothing was measured."""
+    """One task and dimension; None where nothing was measured. `p_worse`: small where the opponent is truly better."""
     here = [duel for duel in rows if (duel.task, duel.dimension) == cell]
     if not here:
         return None
     rate = _estimate(here, "truth", confidence, resamples)
     others = {f"{by}_win_rate": sum(getattr(duel, by) for duel in here) / len(here) for by in ("acceptance", "judge")}
-    return {"task": cell[0], "dimension": cell[1], "n": rate.n, "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi, **others}
+    found = {"task": cell[0], "dimension": cell[1], "n": rate.n, "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi, "se": rate.se}
+    worse = p_below([float(duel.truth or 0) for duel in here], [duel.origin for duel in here], 0.5, resamples=resamples)
+    return {**found, "p_worse": worse, **others}
 
 
 def _photos(

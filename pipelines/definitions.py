@@ -68,7 +68,7 @@ def definitions(settings: Settings) -> dg.Definitions:
             jobs.purge_job(settings.keep_events_days),
             *promotion_jobs(settings),
         ],
-        schedules=[schedules.weekly_retraining],
+        schedules=[schedules.weekly_retraining(settings)],
         sensors=[sensors.enough_new_labels(settings.retrain_after_labels), automation.sensor],
         loggers={"console": terminal_logger},
         executor=dg.in_process_executor,  # a process per step would import torch again each time

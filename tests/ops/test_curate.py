@@ -13,10 +13,10 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextC
 from infra.progress import Progress
 from models.errors import BrokenWeights, MissingWeights, NotEnoughData
 from models.images import to_mask, to_tensor
-from models.records import Condition, Source, read_rows, write_rows
+from models.records import SPLITS, Condition, Source, read_rows, write_rows
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
-from ops.curate import CurateConfig, curate, leaked_sources
+from ops.curate import CurateConfig, curate, leaked_sources, split_by_origin
 from ops.embed import clip_embedder, vae_embedder
 from ops.source import SourceConfig, source_images
 
@@ -73,6 +73,21 @@ def test_no_origin_and_no_pixels_in_two_splits(seed_data, tmp_path):
         splits.setdefault(row.truth["origin"], set()).add(row.split)
     assert all(len(where) == 1 for where in splits.values())
     assert {where.copy().pop() for origin, where in splits.items() if origin.startswith("photo")} == {"train", "validation", "test"}
+
+
+def test_each_rotation_seals_other_sources(seed_data):
+    rows = read_rows(seed_data / "sources.jsonl", Source)
+
+    def of(rotation: int) -> dict[str, set[str]]:
+        splits = split_by_origin(CurateConfig(rotation=rotation), rows)
+        return {split: {origin for origin, found in splits.items() if found == split} for split in SPLITS}
+
+    assert of(0) == of(0) == of(5)  # a fifth is sealed: five rounds are one turn
+    for rotation in range(5):
+        now, after = of(rotation), of(rotation + 1)
+        assert after["test"] <= now["train"] and now["test"] == after["validation"]
+        assert {split: len(found) for split, found in now.items()} == {split: len(found) for split, found in after.items()}
+    assert set.union(*(of(rotation)["test"] for rotation in range(5))) == set.union(*of(0).values())
 
 
 def test_a_leak_is_seen(seed_data, tmp_path):

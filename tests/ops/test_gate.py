@@ -26,6 +26,7 @@ from models.shards import ShardWriter
 from ops.folders import write_metrics
 from ops.gate import REQUIRED_GATES, SIGNATURE, THRESHOLDS, Gate, GateConfig, evidence_for, record_evidence
 from ops.gate_checks import CHECKS, check
+from ops.probe import CHECKPOINTS
 from tests.ops.test_promote import keys_of
 
 TASKS = [
@@ -34,8 +35,8 @@ TASKS = [
     {"task": "extend", "n": 0, "n_without_truth": 0, "win_rate": None, "lo": None, "hi": None},
 ]
 CELLS = [
-    {"task": "fill", "dimension": "structure", "win_rate": 0.7, "hi": 0.8, "judge_win_rate": 0.8},
-    {"task": "text", "dimension": "legibility", "win_rate": 0.6, "hi": 0.7, "judge_win_rate": None},
+    {"task": "fill", "dimension": "structure", "n": 9, "win_rate": 0.7, "lo": 0.6, "se": 0.05, "p_worse": 1.0, "judge_win_rate": 0.8},
+    {"task": "text", "dimension": "legibility", "n": 9, "win_rate": 0.6, "lo": 0.5, "se": 0.05, "p_worse": 1.0, "judge_win_rate": None},
 ]
 PAIRS = {"conditions": 12, "dropped_share": 0.1, "first_wins_share": 0.52, "n_train": 8, "n_validation": 2, "n_test": 2}
 GOOD: dict[str, dict[str, Any]] = {
@@ -91,9 +92,11 @@ def artifact(folder: Path, name: str, metrics: dict[str, Any]) -> Path:
     if name.startswith("policy-"):
         (folder / "transformer").mkdir()
         save_file({name: weight + 0.01 for name, weight in WEIGHTS.items()}, folder / "transformer" / "one.safetensors")
+        (folder / CHECKPOINTS).write_text(json.dumps(LOOK) + "\n")
     return folder
 
 
+LOOK = {"step": 1, "condition_id": "c", "origin": "o", "task": "fill", "dimension": "structure", "judge": 0.6, "measure_win": 1.0}
 WEIGHTS = {"a.weight": torch.full((4, 4), 2.0), "b.bias": torch.full((4,), -2.0)}
 
 
@@ -157,12 +160,16 @@ UNSOUND = [
     ("evaluation", lambda m: m["policy"]["ema"].pop("outside_similarity"), "evaluation_looks_kept", None),
     ("evaluation", lambda m: m.update(evidence="blind"), "ground_truth", None),
     ("evaluation", lambda m: m.pop("evidence"), "ground_truth", None),
-    ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].update(judge_win_rate=0.9, win_rate=0.3, hi=0.45), "hacked_cells", 1),
+    ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].update(judge_win_rate=0.9, p_worse=0.001), "hacked_cells", 1),
+    ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].pop("p_worse"), "hacked_cells", 1),
+    ("evaluation", lambda m: m["policy"]["ema"]["cells"][1].update(lo=0.44), "cell_lo", 0.44),
+    ("evaluation", lambda m: m["policy"]["ema"]["cells"][1].pop("lo"), "cell_lo", None),
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].pop("judge_win_rate"), "hacked_cells", 1),
     ("evaluation", lambda m: m["judge"].update(mean_accuracy=0.59), "sealed_judge_accuracy", 0.59),
     ("evaluation", lambda m: m.pop("judge"), "sealed_judge_accuracy", None),
-    ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.39}}), "not_below_production", 0.39),
-    ("evaluation", lambda m: m.update(against_production={"static": {"mean_lo": 0.6}}), "not_below_production", None),
+    ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.39, "cells": CELLS}}), "not_below_production", 0.39),
+    ("evaluation", lambda m: m.update(against_production={"ema": {"cells": CELLS}}), "not_below_production", None),
+    ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.6}}), "production_cell_lo", None),
     ("onnx", lambda m: m.update(relative_error=2e-3), "onnx_error", 2e-3),
     ("engine", lambda m: m.update(architectures=[]), "engine_architectures", 0),
     ("engine", lambda m: m.pop("verified"), "engine_verified", None),
@@ -188,7 +195,7 @@ def test_absent_figures_fail(tmp_path: Path, base: Path, name: str, metrics: str
         (folder / "metrics.json").unlink()
     else:
         (folder / "metrics.json").write_text(metrics)
-    can_pass = {"onnx_valid", "engine_built", "policy_moved"}  # the file itself is there
+    can_pass = {"onnx_valid", "engine_built", "policy_moved", "hacking"}  # the file itself is there
     if metrics and "finite" in metrics:
         can_pass |= {"judge_finite", "policy_finite"}
     assert {gate.name for gate in check(name, folder, GateConfig(), base) if gate.passed} <= can_pass
@@ -263,7 +270,14 @@ def test_a_task_without_ground_truth_is_named_with_what_to_do(tmp_path: Path) ->
 
     gates = check("evaluation", artifact(tmp_path / "a", "evaluation", changed("evaluation", blind)), GateConfig())
     failed = [gate for gate in gates if not gate.passed]
-    assert {gate.name for gate in failed if gate.measure is None} == {"win_rate", "win_rate_lo", "task_lo", "hacked_cells", "acceptance_lo"}
+    assert {gate.name for gate in failed if gate.measure is None} == {
+        "win_rate",
+        "win_rate_lo",
+        "task_lo",
+        "cell_lo",
+        "hacked_cells",
+        "acceptance_lo",
+    }
     (named,) = [gate for gate in failed if gate.measure is not None]
     assert named is gates[0] and named.measure == 2
     assert "fill, remove. Only procedural scenes have one" in named.description and "`n_scenes` above 0" in named.description

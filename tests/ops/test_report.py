@@ -1,5 +1,6 @@
 """The report says what happened, wherever the chain stopped, in one file that needs nothing else."""
 
+import gzip
 import html.parser
 import json
 import re
@@ -24,6 +25,7 @@ from ops.report import RunFacts, write_report
 from ops.win_rates import Item, read_items, recompute, write_items
 
 TAXONOMY = Taxonomy.load()
+RECORDS = Path(__file__).parent / "records"  # of a run that hacked its judge
 CHAIN = {
     "source_images": [],
     "curated_dataset": ["source_images"],
@@ -144,6 +146,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         noise = rng.normal(0, 0.05, 120)
         rows = [{"step": s, "task": "fill", "loss": 0.4, "reward": float(0.5 + top * (1 - np.exp(-s / 30)) + noise[s])} for s in range(120)]
         _lines(made[name] / "curve.jsonl", rows)
+    (made["policy-static"] / "checkpoints.jsonl").write_bytes(gzip.decompress((RECORDS / "guardrails_off.jsonl.gz").read_bytes()))
     _evaluation(made["evaluation"], made["curated_dataset"], rng)
     write_metrics(made["onnx"], {"relative_error": 3.2e-6})
     write_metrics(made["engine"], {"bytes": 3_100_000, "architectures": [80, 86, 89], "verified": False})
@@ -202,7 +205,7 @@ def test_report_json_has_every_key(folders: dict[str, Path], tmp_path: Path) -> 
     assert set(report["judge"]["cells"][0]) >= {"task", "dimension", "n", "accuracy", "lo", "hi"}
     for mode in ("static", "ema"):
         assert set(report["policy"][mode]) >= {"mean_win_rate", "preservation_psnr", "tasks", "cells"}
-        assert set(report["policy"][mode]["tasks"][0]) == {"task", "n", "n_without_truth", "win_rate", "lo", "hi"}
+        assert set(report["policy"][mode]["tasks"][0]) == {"task", "n", "n_without_truth", "win_rate", "lo", "hi", "se"}
         assert set(report["policy"][mode]["cells"][0]) >= {"task", "dimension", "n", "win_rate", "lo", "hi", "judge_win_rate"}
     assert report["onnx"] == {"relative_error": 3.2e-6}
     assert report["engine"] == {"bytes": 3_100_000, "architectures": [80, 86, 89], "verified": False}
@@ -210,6 +213,14 @@ def test_report_json_has_every_key(folders: dict[str, Path], tmp_path: Path) -> 
     assert report["release"] == RELEASE
     for name in ("items.jsonl", "judge-pairs.jsonl", "judge-validation.jsonl", "policy-static-curve.jsonl", "policy-ema-curve.jsonl"):
         assert (tmp_path / name).stat().st_size > 0
+    assert (tmp_path / "policy-static-checkpoints.jsonl").exists() and not (tmp_path / "policy-ema-checkpoints.jsonl").exists()
+
+
+def test_the_page_draws_what_the_judges_said_of_each_checkpoint(folders: dict[str, Path], tmp_path: Path) -> None:
+    _, path = write_report(tmp_path, folders=folders, versions=_versions(folders), run=_run(), taxonomy=TAXONOMY)
+    section = path.read_text().split("While the policy was trained")[1].split("<h2>")[0]
+    assert section.count("<figure") == 1 and "<figcaption>static" in section
+    assert all(f">{title}</text>" in section for title in ("second judge", "truth", "All tasks", *(task.title for task in TAXONOMY.active)))
 
 
 def test_page_is_whole_and_fetches_nothing(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -2,13 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from ops.statistics import clustered_mean, outcome, wilson
-
-
-def test_wilson_agrees_with_the_textbook() -> None:
-    assert wilson(7, 10) == pytest.approx((0.3968, 0.8922), abs=1e-4)
-    assert wilson(0, 0) == (0.0, 1.0)
+from ops.statistics import clustered_mean, holm, outcome, p_below, sample_size
 
 
 @pytest.mark.parametrize(("difference", "expected"), [(0.2, 1.0), (-0.2, 0.0), (0.005, 0.5), (-0.01, 0.5)])
@@ -55,9 +51,61 @@ def test_a_cell_missing_from_some_draws_is_left_out_of_them() -> None:
 
 
 def test_unanimous_sources_still_have_an_interval() -> None:
-    assert clustered_mean([1, 1, 1, 1], ["p", "p", "q", "r"]).lo == pytest.approx(wilson(3, 3)[0])
-    single = clustered_mean([0.5, 0.5], ["p", "p"])
-    assert (single.lo, single.hi) == pytest.approx((wilson(0, 1)[0], wilson(1, 1)[1]))
+    """Clopper and Pearson's for an event seen in all or none of the sources, and its like for ties."""
+    won = clustered_mean([1, 1, 1, 1], ["p", "p", "q", "r"])
+    exact = stats.binomtest(3, 3).proportion_ci(method="exact")
+    assert (won.lo, won.hi) == pytest.approx((exact.low, exact.high))
+    tied = clustered_mean([0.5] * 40, range(40))
+    unseen = stats.binomtest(0, 40).proportion_ci(method="exact").high  # of the edits may be losses, all of them
+    assert (tied.lo, tied.hi) == pytest.approx((0.5 - unseen / 2, 0.5 + unseen / 2))
+    assert won.se == tied.se == 0
+
+
+def test_one_loss_among_ties_is_not_told_more_surely_than_none() -> None:
+    none, one = clustered_mean([0.5] * 30, range(30)), clustered_mean([0.5] * 29 + [0], range(30))
+    assert one.lo < none.lo
+
+
+@pytest.mark.parametrize("rate", [0.42, 0.46])
+def test_the_p_value_is_the_level_at_which_the_interval_excludes_the_null(rate: float) -> None:
+    rng = np.random.default_rng(7)
+    values = rng.normal(rate, 0.25, 24).clip(0, 1)
+    p = p_below(values, range(24), 0.5, resamples=4000)
+    sure, unsure = (clustered_mean(values, range(24), confidence=1 - 2 * level, resamples=4000) for level in (p * 1.3, p / 1.3))
+    assert sure.hi <= 0.5 < unsure.hi
+
+
+def test_p_values_of_unanimous_sources_are_those_of_the_sign_test() -> None:
+    assert p_below([0.0] * 12, range(12), 0.5, resamples=100_000) == pytest.approx(stats.binomtest(0, 12, alternative="less").pvalue)
+    assert p_below([0.5] * 12, range(12), 0.5) == 1
+    assert p_below([0.7] * 12, range(12), 0.5) == 1
+
+
+def test_a_true_null_is_rarely_rejected() -> None:
+    rng = np.random.default_rng(2)
+    found = [p_below(rng.choice([0, 0.5, 1], 40, p=[0.1, 0.8, 0.1]), range(40), 0.5, resamples=400, seed=i) < 0.05 for i in range(200)]
+    assert sum(found) <= 20
+
+
+def test_holm_is_stricter_than_no_correction_and_laxer_than_bonferroni() -> None:
+    p_values = {"a": 0.012, "b": 0.011, "c": 0.02, "d": 0.9}
+    assert holm(p_values, 0.05) == ["b", "a", "c"]  # .05 / 4, .05 / 3, .05 / 2, then .9 stops; Bonferroni alone would keep b and a
+    assert holm({"a": 0.013, "b": 0.014, "c": 0.02, "d": 0.9}, 0.05) == []  # the smallest fails, though three are under .05
+    assert holm({}, 0.05) == []
+
+
+def test_the_sample_size_gives_the_power_it_promises() -> None:
+    assert sample_size(0.5, 0.1) == pytest.approx(196, abs=1)  # the textbook's ((1.96 + .8416) / 2 / .1)^2
+    assert sample_size(0.5, 0.05) == pytest.approx(4 * 196, abs=3)
+    rng = np.random.default_rng(3)
+    n = sample_size(0.5, 0.15)
+    seen = sum((rng.random(n) < 0.65).mean() - 1.96 * 0.5 / np.sqrt(n) > 0.5 for _ in range(400))
+    assert 0.74 < seen / 400 < 0.88
+
+
+def test_ties_alone_need_enough_sources_to_have_shown_a_loss() -> None:
+    n = sample_size(0.0, 0.05)
+    assert clustered_mean([0.5] * n, range(n)).lo >= 0.45 > clustered_mean([0.5] * (n - 1), range(n - 1)).lo
 
 
 def test_same_seed_same_interval() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster import validate_run_config
 
 from assets.chain import STAGES
+from assets.settings import Settings
 from assets.sources import ROOT
 from models.errors import ConfigError
+from ops.curate import CurateConfig
 from pipelines.config import load_settings
 from pipelines.definitions import definitions, defs
 from pipelines.jobs import ALL_MODES, purgeable
@@ -119,12 +123,30 @@ def test_jobs_hold_what_they_promise() -> None:
     assert names("policy_onward") == set(CHAIN[6:])
 
 
-def test_the_weekly_schedule_fills_both_policies() -> None:
-    schedule = defs.resolve_schedule_def("weekly_retraining")
-    with dg.instance_for_test() as instance, dg.build_schedule_context(instance=instance) as context:
-        requests = schedule.evaluate_tick(context).run_requests
-    assert schedule.cron_schedule == "0 3 * * 1" and schedule.job_name == "preferences_onward"
-    assert len(requests) == 1 and ALL_MODES.items() <= requests[0].tags.items()
+def weekly(settings: Settings, day: int) -> tuple[str, dg.RunRequest]:
+    """The job and the request of the tick on a day of January 2026."""
+    schedule = definitions(settings).resolve_schedule_def("weekly_retraining")
+    at = datetime(2026, 1, day, 3, tzinfo=UTC)
+    with dg.instance_for_test() as instance, dg.build_schedule_context(instance=instance, scheduled_execution_time=at) as context:
+        (request,) = schedule.evaluate_tick(context).run_requests
+    assert schedule.cron_schedule == "0 3 * * 1" and ALL_MODES.items() <= request.tags.items()
+    return schedule.job_name, request
+
+
+def test_the_weekly_schedule_fills_both_policies_and_seals_other_sources_each_week() -> None:
+    rounds = []
+    for day in (5, 12):
+        job, request = weekly(load_settings("mini"), day)
+        assert job == "whole_chain" and set(request.run_config["ops"]) == {"curated_dataset"}
+        rounds.append(CurateConfig(**request.run_config["ops"]["curated_dataset"]["config"]).rotation)
+    assert rounds[1] == rounds[0] + 1
+    assert validate_run_config(defs.resolve_job_def("whole_chain"), request.run_config)
+
+
+def test_where_people_label_the_weekly_schedule_leaves_their_candidates_as_they_are() -> None:
+    settings = load_settings("mini").model_copy(update={"stages": {"preferences": {"scripted": False}}})
+    job, request = weekly(settings, 5)
+    assert job == "preferences_onward" and not request.run_config
 
 
 def test_no_selection_is_a_string() -> None:

@@ -1,0 +1,144 @@
+"""Hacking probe: does the judge's opinion of a policy rise while an independent metric falls? (docs/statistics.md)
+
+    rows = read_checkpoints(folder / "checkpoints.jsonl")
+    found = hacked(rows, level=0.05)                  # [] or findings, worst first
+    found[0].told                                     # "judge up 0.65 to 0.80, truth down 0.44 to 0.21 between steps 12 and 48 in ..."
+
+The rows are validation edits of a policy at several steps of its training, each against the base's edit of the same condition
+from the same noise: the judge that rewards says P(Yes), a second judge says the same, and where the truth is known an
+acceptance measure says 1, 1/2 or 0. The metric is the measure where the cell has it, else the second judge. Every earlier
+checkpoint, the base at step 0 included (where all of them are 1/2 by definition), is compared with the one that is delivered,
+over the same conditions: in every cell, every task and all tasks together. The bootstrap draws whole origins, and Holm's
+correction runs over all of these comparisons.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from models.taxonomy import Taxonomy
+from ops.pictures import against_steps
+from ops.policy_watch import Look
+from ops.statistics import Estimate, clustered_mean, holm, nested_mean, p_below
+
+CHECKPOINTS = "checkpoints.jsonl"
+RESAMPLES = 10_000  # ours: the smallest level that Holm asks over some hundred comparisons is a few draws of so many
+JUDGE, SECOND, TRUTH = "judge", "second", "measure_win"
+
+
+class Finding(NamedTuple):
+    """One place (all tasks, a task, or a task's dimension) between two steps."""
+
+    place: str
+    start: int
+    end: int
+    metric: str
+    judge: tuple[float, float]  # means at start and end
+    independent: tuple[float, float]
+    p: float  # of "the independent metric did not fall"
+
+    @property
+    def told(self) -> str:
+        metric = "truth" if self.metric == TRUTH else "second judge"
+        return (
+            f"judge up {self.judge[0]:.2f} to {self.judge[1]:.2f}, {metric} down {self.independent[0]:.2f} to {self.independent[1]:.2f}"
+            f" between steps {self.start} and {self.end} in {self.place}"
+        )
+
+
+def read_checkpoints(path: Path) -> list[Look]:
+    """Read a policy's checkpoints.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None = None) -> list[Finding]:
+    """Where the judge rose and the independent metric fell beyond its interval, the surest first.
+
+    Args:
+        level: chance that any of the findings is an accident (Holm).
+        delivered: the step whose weights became the version, the last one if None; what was trained after it is not asked.
+
+    Raises ValueError where that step was not measured.
+    """
+    steps = sorted({row["step"] for row in rows})
+    if not steps:
+        raise ValueError("no checkpoint was measured")
+    end = steps[-1] if delivered is None else delivered
+    if end not in steps:
+        raise ValueError(f"step {end} was not measured, only {steps}")
+    asked = [
+        _compare(place, mine, start, end)
+        for place, mine in _places(rows).items()
+        for start in [0, *(step for step in steps if 0 < step < end)]
+    ]
+    found = {f"{finding.place} from {finding.start}": finding for finding in asked}
+    return [found[name] for name in holm({name: finding.p for name, finding in found.items()}, level)]
+
+
+def _places(rows: Sequence[Look]) -> dict[str, list[Look]]:
+    """All rows, those of each task and those of each cell: a fall everywhere shows in the whole before it shows in any part."""
+    places: dict[str, list[Look]] = {"all tasks": list(rows)}
+    for row in rows:
+        places.setdefault(row["task"], []).append(row)
+        places.setdefault(f"{row['task']}/{row['dimension']}", []).append(row)
+    return places
+
+
+def _compare(place: str, rows: Sequence[Look], start: int, end: int) -> Finding:
+    """One place between two steps, over the comparisons that both have. p is 1 unless the judge rose and the metric fell."""
+    metric = TRUTH if any(row["measure_win"] is not None for row in rows) else SECOND
+    before, after = (
+        {(row["condition_id"], row["dimension"]): row for row in rows if row["step"] == step and row[metric] is not None}  # type: ignore[literal-required]
+        for step in (start, end)
+    )
+    both = [after[key] for key in after if start == 0 or key in before]
+    levels = [[row["task"] for row in both], [row["dimension"] for row in both]]
+
+    def values(name: str) -> tuple[list[float], list[float]]:
+        then = [0.5 if start == 0 else before[row["condition_id"], row["dimension"]][name] for row in both]  # type: ignore[literal-required]
+        return then, [row[name] for row in both]  # type: ignore[literal-required]
+
+    def means(name: str) -> tuple[float, float]:
+        then, now = values(name)
+        return nested_mean(then, levels), nested_mean(now, levels)
+
+    if not both:
+        return Finding(place, start, end, metric, (0.5, 0.5), (0.5, 0.5), 1.0)
+    found = Finding(place, start, end, metric, means(JUDGE), means(metric), 1.0)
+    if found.judge[1] <= found.judge[0] or found.independent[1] >= found.independent[0]:
+        return found
+    # Differences of -1 .. 1 as values in [0, 1]; of one half, which the base has by definition, the later value says it all.
+    then, now = values(metric)
+    values_in_range = now if start == 0 else [(b - a + 1) / 2 for a, b in zip(then, now, strict=True)]
+    return found._replace(p=p_below(values_in_range, [row["origin"] for row in both], 0.5, levels, resamples=RESAMPLES))
+
+
+def over_steps(rows: Sequence[Look], name: str, task: str | None = None) -> list[tuple[int, Estimate]]:
+    """Mean of one of the three opinions at every step with its interval: over a task's dimensions, or over tasks too where none is named.
+
+    Rows without it are left out. Starts at step 0, where the policy is the base and every opinion is one half.
+    """
+    mine = [row for row in rows if task in (None, row["task"]) and row[name] is not None]  # type: ignore[literal-required]
+    found = [(0, Estimate(0.5, 0.5, 0.5, 0, 0.0))] if mine else []
+    for step in sorted({row["step"] for row in mine} - {0}):
+        here = [row for row in mine if row["step"] == step]
+        levels = [[row["task"] for row in here], [row["dimension"] for row in here]]
+        values = [row[name] for row in here]  # type: ignore[literal-required]
+        found.append((step, clustered_mean(values, [row["origin"] for row in here], levels)))
+    return found
+
+
+def gold_against_proxy(rows: Sequence[Look], taxonomy: Taxonomy) -> Figure:
+    """What the judges say and what is true against the step, per task and over all: over-optimisation is where they part."""
+    tasks = {task.title: task.name for task in taxonomy.active}
+    named = {"judge": JUDGE, "second judge": SECOND, "truth": TRUTH}
+    panels = {
+        title: {label: [(step, e.mean, e.lo, e.hi) for step, e in over_steps(rows, name, task)] for label, name in named.items()}
+        for title, task in {**tasks, "All tasks": None}.items()
+    }
+    return against_steps(panels, x="step", y="preferred to the base")

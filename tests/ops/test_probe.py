@@ -1,0 +1,117 @@
+"""The probe refuses a run that really hacked its judge, by name, and lets one pass that was held back.
+
+The records are of two real runs of the mini policy (benchmarks/hacking_records.py makes them again): with no cap, every cell
+rewarded however badly it is judged, nothing to keep it from changing what it should not, and a high learning rate; and with the
+preset's guardrails.
+"""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.taxonomy import Taxonomy
+from ops.folders import write_metrics
+from ops.gate import GateConfig
+from ops.gate_checks import check
+from ops.policy_watch import Look
+from ops.probe import CHECKPOINTS, gold_against_proxy, hacked, over_steps
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def stored(name: str) -> list[Look]:
+    return [json.loads(line) for line in gzip.decompress((RECORDS / f"{name}.jsonl.gz").read_bytes()).splitlines()]
+
+
+def policy(folder: Path, rows: list[Look] | list[dict[str, Any]], **metrics: object) -> Path:
+    write_metrics(folder, {"finite": True, "preservation_psnr": 30.0, "base_preservation_psnr": 30.0, **metrics})
+    (folder / CHECKPOINTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def hacking(folder: Path) -> Any:
+    return next(gate for gate in check("policy-static", folder, GateConfig()) if gate.name == "hacking")
+
+
+def test_a_run_without_guardrails_is_refused_by_name(tmp_path: Path) -> None:
+    gate = hacking(policy(tmp_path, stored("guardrails_off")))
+    assert not gate.passed and gate.measure >= 1
+    assert "judge up" in gate.description and "truth down" in gate.description and "between steps" in gate.description
+
+
+def test_where_no_truth_is_known_the_second_judge_is_the_metric(tmp_path: Path) -> None:
+    """The second judge of these records is led astray as well, so one that is not stands in for it."""
+    apart = [{**row, "measure_win": None, "second": 1 - row["judge"]} for row in stored("guardrails_off")]
+    gate = hacking(policy(tmp_path, apart))
+    assert not gate.passed and "second judge down" in gate.description
+
+
+def test_a_run_with_guardrails_passes(tmp_path: Path) -> None:
+    gate = hacking(policy(tmp_path, stored("guardrails_on")))
+    assert gate.passed and gate.measure == 0
+
+
+def test_records_that_cannot_be_read_or_miss_the_delivered_step_fail(tmp_path: Path) -> None:
+    folder = policy(tmp_path, stored("guardrails_on"), best_step=99)
+    assert not hacking(folder).passed and "99" in hacking(folder).description
+    (folder / CHECKPOINTS).write_text('{"step": 1}\n')
+    assert not hacking(folder).passed
+    (folder / CHECKPOINTS).write_text("")
+    assert not hacking(folder).passed
+
+
+def rows(steps: dict[int, tuple[float, float]], cells: int = 1, sources: int = 16, seed: int = 0) -> list[Look]:
+    """Per step what the judge says, and the chance that the truth agrees; every source serves every cell."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "step": step,
+            "condition_id": f"c{source}-{cell}",
+            "source_id": f"s{source}",
+            "origin": f"s{source}",
+            "task": "fill",
+            "dimension": f"d{cell}",
+            "judge": judge,
+            "second": judge,
+            "measure_win": float(rng.random() < true),
+        }
+        for step, (judge, true) in steps.items()
+        for cell in range(cells)
+        for source in range(sources)
+    ]
+
+
+def test_only_what_is_delivered_counts() -> None:
+    late = rows({10: (0.6, 1.0), 20: (0.7, 1.0), 30: (0.9, 0.0)})
+    (worst, *_) = hacked(late)
+    assert (worst.end, worst.place, worst.metric) == (30, "all tasks", "measure_win")
+    assert worst.judge[1] > worst.judge[0] and worst.independent[1] == 0
+    assert hacked(late, delivered=20) == []
+
+
+def test_a_fall_below_the_base_is_seen_in_the_first_checkpoint() -> None:
+    assert [(found.place, found.start) for found in hacked(rows({10: (0.9, 0.0)}))] == [("all tasks", 0), ("fill", 0), ("fill/d0", 0)]
+
+
+def test_a_metric_that_falls_with_the_judge_is_no_hacking() -> None:
+    assert hacked(rows({10: (0.9, 1.0), 20: (0.45, 0.0)})) == []
+
+
+def test_many_cells_without_a_fall_rarely_alarm() -> None:
+    """A dozen runs of twenty cells in which the truth stays a coin: without Holm's correction most would be refused."""
+    alarms = sum(bool(hacked(rows({5: (0.8, 0.5)}, cells=20, seed=seed))) for seed in range(12))
+    assert alarms <= 2
+
+
+def test_the_curves_start_at_the_base_and_leave_out_what_is_unknown() -> None:
+    records = stored("guardrails_off")
+    curve = over_steps(records, "measure_win", "fill")
+    assert [step for step, _ in curve] == [0, *sorted({row["step"] for row in records})]
+    assert curve[0][1].mean == 0.5 and all(point.lo <= point.mean <= point.hi for _, point in curve)
+    unknown = [{**row, "measure_win": None} for row in records]
+    assert over_steps(unknown, "measure_win") == []  # type: ignore[arg-type]
+    figure = gold_against_proxy(records, Taxonomy.load())
+    assert len(figure.axes) == len({row["task"] for row in records}) + 1
