@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from assets.sources import ROOT
 from assets.winner import parent, released_policy
 from infra.data import weights, weights_digest
 from infra.stores.base import ArtifactRef
+from models.errors import ConfigError
 from ops.evaluate import EvaluateConfig, evaluate
 
 
@@ -27,16 +29,27 @@ def _rival(work: Work) -> ArtifactRef | None:
     return parent(work, measured, production.name) if measured else None
 
 
-def _clip(work: Work) -> Path | None:
-    """The folder of the CLIP checkpoint that blind evidence takes; None where the preset names none."""
-    return weights(work.settings.clip, ROOT) if work.settings.clip else None
+def _others(work: Work) -> dict[str, Path]:
+    """The folders of the checkpoints that the preset may name: a CLIP for blind evidence, a second judge."""
+    named = {"clip": work.settings.clip, "second_judge": work.settings.second_judge}
+    return {name: weights(source, ROOT) for name, source in named.items() if source}
 
 
 def _measured_with(work: Work) -> dict[str, str]:
-    """What the word reader runs in (either comes as one of several distributions), and the bytes of the CLIP checkpoint."""
-    clip = _clip(work)
-    read = {"onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__}
-    return {**read, **({"clip": weights_digest(clip, work.workspace.home / "weights.json")} if clip else {})}
+    """What the word reader runs in (either comes as one of several distributions), and the bytes of what `_others` names."""
+    others = _others(work)
+    found = {name: weights_digest(folder, work.workspace.home / "weights.json") for name, folder in others.items()}
+    if "second_judge" in others:
+        found["second_judge_template"] = hashlib.sha256(_template(work).read_bytes()).hexdigest()
+    return {"onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__, **found}
+
+
+def _template(work: Work) -> Path:
+    """Raises ConfigError where the file of the second judge's template is not there."""
+    path = ROOT / work.settings.second_judge_template
+    if not path.is_file():
+        raise ConfigError(f"There is no template {path}.", "Correct `models: {second_judge_template: ...}` in the preset.")
+    return path
 
 
 @stage(
@@ -66,5 +79,6 @@ def evaluation(work: Work) -> dict[str, Any]:
         candidates=inputs["candidates"],
         pairs=inputs["preference_pairs"],
         base_judge=work.judge,
-        clip=_clip(work),
+        **_others(work),
+        second_template=_template(work),
     )

@@ -27,6 +27,13 @@ class Settings(OpConfig):
     clip: str = pydantic.Field(
         "", description="CLIP checkpoint that blind evidence takes: a folder, or `hub:<id>[@revision]`. Empty: none."
     )
+    second_judge: str = pydantic.Field(
+        "",
+        description="Edit judge to ask beside the fitted one (Qwen2-VL, Qwen2.5-VL): a folder, or `hub:<id>[@revision]`. Empty: none.",
+    )
+    second_judge_template: str = pydantic.Field(
+        "models/judge/second.yaml", description="How it is asked, a file of that one's form; relative to the repository."
+    )
     taxonomy: str | None = pydantic.Field(None, description="Another taxonomy file; relative to the repository. None: the one shipped.")
     threads: int = pydantic.Field(2, ge=1, description="ours: threads of torch and OpenMP in the run's process.")
     auto_promote: bool = pydantic.Field(False, description="ours: may a release move itself to production once every gate passed?")

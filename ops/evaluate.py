@@ -33,7 +33,7 @@ from models.errors import NotEnoughData
 from models.flux_fill.loading import load_pipeline, load_transformer
 from models.flux_fill.sampler import Encoded, Sampler
 from models.images import paste, to_mask, to_pil, to_tensor
-from models.judge import Judge
+from models.judge import Judge, SecondJudge, Template
 from models.records import Condition, Pair, read_rows
 from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
@@ -42,6 +42,7 @@ from ops.judge_accuracy import judge_accuracy
 from ops.measure_edits import Evidence, Job, Kept, Opinions, measured, require_clip
 from ops.pictures import grid, overlay, table
 from ops.policy_health import preservation, shown_pasted
+from ops.second_opinion import figures, second_opinions, write_opinions
 from ops.win_rates import BASE, COUNTED, PRODUCTION, SCENE, recompute, win_rate_plot, write_items
 
 RAW = ".raw"  # behind the key of an edit before it was pasted, kept where the judge was fitted to such
@@ -90,6 +91,8 @@ def evaluate(
     pairs: Path | None = None,
     base_judge: Path | None = None,
     clip: Path | None = None,
+    second_judge: Path | None = None,
+    second_template: Path | None = None,
 ) -> dict[str, Any]:
     """Compare every policy with the base (and production) and write items.jsonl, the edits, pictures and metrics.json.
 
@@ -98,6 +101,7 @@ def evaluate(
         policies: artifact folder per reference mode.
         candidates, pairs, base_judge: with the first two, the judge's own accuracy on the held-out pairs is measured too.
         clip: CLIP checkpoint, for blind evidence on tasks whose measures need one.
+        second_judge: folder of an edit judge that was not fitted here, asked as `second_template` says (None: as shipped).
 
     Raises NotEnoughData where the split holds no condition of an active task, ConfigError where a CLIP checkpoint is needed and absent.
     """
@@ -137,6 +141,11 @@ def evaluate(
         resamples=config.resamples,
         evidence=config.evidence,
     )
+    if second_judge:
+        asked = SecondJudge.load(second_judge, Template.load(second_template), getattr(torch, config.dtype))
+        rows = second_opinions(asked, list(contestants), jobs, edits, progress)
+        write_opinions(out, rows)
+        metrics["second_judge"] = figures(rows, split=config.split, confidence=config.confidence, resamples=config.resamples)
     if pairs and candidates:
         held_out = [pair for pair in read_rows(pairs / "pairs.jsonl", Pair) if pair.split == config.split]
         judges = {"judge": judge, **({"base": base_judge} if base_judge else {})}

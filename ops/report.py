@@ -28,6 +28,7 @@ from ops.report_page import render_page
 RECORDS = {
     "items.jsonl": ("evaluation", "items.jsonl"),
     "judge-pairs.jsonl": ("evaluation", "judge-pairs.jsonl"),
+    "second-judge.jsonl": ("evaluation", "second-judge.jsonl"),
     "judge-validation.jsonl": ("reward_model", "accuracy.jsonl"),
     "judge-curve.jsonl": ("reward_model", "curve.jsonl"),
 }
@@ -88,6 +89,7 @@ def _facts(metrics: Mapping[str, dict[str, Any]], versions: Mapping[str, Version
         "commit": run.commit,
         "judge": evaluation.get("judge", fitted),
         "evidence": evaluation.get("evidence"),
+        "second_judge": evaluation.get("second_judge"),
         "policy": evaluation.get("policy"),
         "best_mode": evaluation.get("best_mode"),
         "chosen_on": evaluation.get("chosen_on"),

@@ -120,7 +120,9 @@ def _labels(workspace: Workspace) -> Finding:
 
 
 def _weights(settings: Settings) -> Finding:
-    local = [source for source in (settings.flux, settings.judge, settings.clip) if source and not source.startswith(HUB)]
+    local = [
+        source for source in (settings.flux, settings.judge, settings.clip, settings.second_judge) if source and not source.startswith(HUB)
+    ]
     missing = [source for source in local if not (ROOT / source).is_dir()]
     if missing:
         return Finding("weights", "warning", f"{', '.join(missing)} not here yet", "`onereward run` fetches them; by hand: dvc pull")

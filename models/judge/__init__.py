@@ -4,5 +4,6 @@ from models.judge.judge import Judge, Seen
 from models.judge.loss import hinge_reward_loss, keep_loss, pair_loss
 from models.judge.preprocess import preprocess
 from models.judge.processor import JudgeProcessor
+from models.judge.second import SecondJudge, Template
 
-__all__ = ["Judge", "JudgeProcessor", "Seen", "hinge_reward_loss", "keep_loss", "pair_loss", "preprocess"]
+__all__ = ["Judge", "JudgeProcessor", "SecondJudge", "Seen", "Template", "hinge_reward_loss", "keep_loss", "pair_loss", "preprocess"]

@@ -44,10 +44,10 @@ class JudgeProcessor:
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
 
-    def prompt(self, query: str) -> str:
-        """The chat text that puts `query` after two images and leaves the answer open. One pad token stands for each image."""
+    def prompt(self, query: str, images: int = 2) -> str:
+        """The chat text that puts `query` after the images and leaves the answer open. One pad token stands for each image."""
         harmless = query.replace("<|", "< |")  # a caption must not be able to add an image or close the turn
-        content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": harmless}]
+        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": harmless}]
         text = self.tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
         assert isinstance(text, str)
         return text

@@ -17,7 +17,7 @@ from models.clip import Clip
 from models.errors import ConfigError, NotEnoughData
 from models.flux_fill.loading import load_transformer
 from models.images import to_mask, to_tensor
-from models.judge import Judge
+from models.judge import Judge, SecondJudge, Template
 from models.mini.acceptance import accept
 from models.mini.judge_build import build_judge
 from models.mini.measures import measure
@@ -30,9 +30,11 @@ from ops.gate import GateConfig
 from ops.gate_checks import check
 from ops.policy_health import preservation
 from ops.pretrain_policy import scene_request
+from ops.second_opinion import figures
 from ops.win_rates import Item, choose, read_items, recompute
 from tests.models.tiny import save_tiny_flux
 from tests.models.tiny_clip import save_tiny_clip
+from tests.models.tiny_judge import save_tiny_judge
 
 TAXONOMY = Taxonomy.load()
 CONFIG = EvaluateConfig(steps=2, true_cfg=1.0, max_per_task=2, max_per_task_choose=1, batch_size=4, resamples=100, grid_rows=2)
@@ -293,7 +295,8 @@ def test_on_photographs_every_gate_is_measured_under_blind_evidence(world: dict[
         evaluate(config, *arguments, taxonomy=TAXONOMY)
     assert not any(out.iterdir())  # known before anything is sampled
     clip = save_tiny_clip(tmp_path / "clip")
-    metrics = evaluate(config, *arguments, taxonomy=TAXONOMY, clip=clip)
+    second = save_tiny_judge(tmp_path / "second", seed=5)
+    metrics = evaluate(config, *arguments, taxonomy=TAXONOMY, clip=clip, second_judge=second)
     assert metrics["evidence"] == "blind" and metrics["photos"]["ema"] is None
     assert {(row["n"], row["n_without_truth"]) for row in metrics["policy"]["ema"]["tasks"]} == {(1, 0)}
 
@@ -303,6 +306,14 @@ def test_on_photographs_every_gate_is_measured_under_blind_evidence(world: dict[
     assert not {gate.name: gate for gate in check("evaluation", out, GateConfig())}["ground_truth"].passed
 
     edits, shards, loaded = ShardReader(out), ShardReader(curated), Clip.load(clip)
+    opinions = [json.loads(line) for line in (out / "second-judge.jsonl").read_text().splitlines()]
+    assert metrics["second_judge"]["base"]["ema"] == figures(opinions, split="test", confidence=0.95, resamples=100)["base"]["ema"]
+    row, other = opinions[0], SecondJudge.load(second, Template.load())
+    key = row["condition_id"]
+    ours, theirs = (to_tensor(edits[f"{key}.{row['seed']}.{name}"]) for name in ("ema", "base"))
+    prompt = next(item["prompt"] for item in read_items(out / "items.jsonl") if item["condition_id"] == key)
+    source = to_tensor(shards[f"{key}.image"])
+    assert row["p"] == pytest.approx([other.prefers(source, *pair, prompt) for pair in ((ours, theirs), (theirs, ours))])
     for item in read_items(out / "items.jsonl"):
         edit = to_tensor(edits[f"{item['condition_id']}.{item['seed']}.{item['policy']}"])
         source, mask = to_tensor(shards[f"{item['condition_id']}.image"]), to_mask(shards[f"{item['condition_id']}.mask"])
@@ -352,6 +363,23 @@ def test_win_rate_by_hand() -> None:
     assert ema["judge_agreement"] == 0.5
     assert figures["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
     assert [(row["task"], row["n"], row["win_rate"]) for row in ema["tasks"][3:]] == [("extend_free", 0, None), ("remove", 4, 0.5)]
+
+
+def test_a_second_judge_is_counted_by_hand() -> None:
+    """Two tasks, of which one is won and the other lost once and tied once; validation rows are left out."""
+
+    def row(task: str, origin: str, p: list[float], split: str = "test") -> dict[str, Any]:
+        return {"task": task, "origin": origin, "split": split, "policy": "ema", "opponent": "base", "p": p}
+
+    rows = [
+        row("fill", "a", [0.9, 0.2]),
+        row("text", "b", [0.2, 0.3]),
+        row("text", "c", [0.6, 0.6]),
+        row("text", "d", [1, 0], "validation"),
+    ]
+    found = figures(rows, split="test", confidence=0.95, resamples=200)["base"]["ema"]
+    assert found["mean_win_rate"] == pytest.approx((1 + 0.25) / 2) and found["n"] == 3
+    assert found["lo"] <= found["mean_win_rate"] <= found["hi"]
 
 
 def test_crops_of_one_photograph_do_not_narrow_an_interval() -> None:

@@ -65,7 +65,7 @@ def test_one_task_on_photographs_alone_ends_in_a_release_under_blind_evidence(
     models = yaml.safe_load(toy().read_text())["models"]
     preset = str(
         toy(
-            models={**models, "clip": str(save_tiny_clip(tmp_path / "clip"))},
+            models={**models, "clip": str(save_tiny_clip(tmp_path / "clip")), "second_judge": models["judge"]},
             source_images={"path": str(manifest(tmp_path / "own", 24))},
             preferences={"scripted": False},
             auto_promote=False,
@@ -85,6 +85,7 @@ def test_one_task_on_photographs_alone_ends_in_a_release_under_blind_evidence(
     facts = json.loads((workspace.reports / "2" / "report.json").read_text())
     assert facts["not_evaluated"] == ["fill", "text", "extend", "extend_free"] and facts["evidence"] == "blind"
     assert facts["policy"]["static"]["tasks"][-1]["n"] > 0 and facts["policy"]["static"]["tasks"][-1]["n_without_truth"] == 0
+    assert facts["second_judge"]["base"]["static"]["n"] == facts["policy"]["static"]["tasks"][-1]["n"]
     asked = {gate["name"]: gate for gate in facts["gates"]}
     assert asked["ground_truth"]["passed"] and "not asked under `evidence: blind`" in asked["ground_truth"]["description"]
     assert all(asked[name]["measure"] is not None for name in ("win_rate", "win_rate_lo", "task_lo", "hacked_cells", "acceptance_lo"))
