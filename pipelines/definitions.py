@@ -76,5 +76,5 @@ def definitions(settings: Settings) -> dg.Definitions:
 
 
 _settings = load_settings()
-os.environ.setdefault(STORE_VARIABLE, _settings.store)  # a location may be loaded without `onereward`
+os.environ[STORE_VARIABLE] = os.environ.get(STORE_VARIABLE) or _settings.store  # a location may be loaded without `onereward`
 defs = definitions(_settings)

@@ -17,7 +17,7 @@ def enter(preset: str | None, home: Path | None) -> tuple[Settings, Workspace]:
     so call this before torch is imported. Raises ConfigError.
     """
     settings = load_settings(preset)
-    os.environ.setdefault(STORE_VARIABLE, settings.store)
+    os.environ[STORE_VARIABLE] = os.environ.get(STORE_VARIABLE) or settings.store
     workspace = Workspace.from_env(home)
     os.environ[HOME_VARIABLE] = str(workspace.home)
     os.environ["DAGSTER_HOME"] = str(workspace.dagster_home)

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from assets.sources import ROOT
+from infra.stores.dvc import DvcStore
 from infra.workspace import Workspace
 from models.records import Condition, write_rows
 from models.shards import ShardWriter
@@ -36,7 +37,7 @@ def masked(path: Path) -> Path:
 def test_help_names_every_command(onereward: Command) -> None:
     code, out, _ = onereward("--help")
     assert code == 0
-    for command in ("run", "dev", "doctor", "edit", "report", "versions", "promote", "rollback", "pretrain-mini", "labels"):
+    for command in ("run", "dev", "doctor", "edit", "report", "versions", "promote", "rollback", "gc", "pretrain-mini", "labels"):
         assert f" {command} " in out
 
 
@@ -73,6 +74,19 @@ def test_an_error_is_one_line_and_exit_code_1(
     code, _, err = onereward(*arguments)
     assert code == 1 and named in err
     assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_leftovers_are_listed_and_removed_when_that_is_said(onereward: Command, home: Path) -> None:
+    store = Workspace.from_env(home).store
+    assert isinstance(store, DvcStore)
+    left = store.cache.path("0" * 32)
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"1" * 200_000)
+    code, out, _ = onereward("gc")
+    assert (code, left.exists()) == (0, True)
+    assert out.splitlines() == [str(left.relative_to(store.root)), "1 files, 0.2 MB would be removed: run it again with --delete"]
+    code, out, _ = onereward("gc", "--delete")
+    assert (code, left.exists()) == (0, False) and out.endswith("1 files, 0.2 MB removed\n")
 
 
 @pytest.mark.parametrize(

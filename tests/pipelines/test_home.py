@@ -37,3 +37,12 @@ def test_without_names_the_home_lies_in_the_folder_and_the_preset_is_the_default
     settings, workspace = enter(None, None)
     assert settings.preset == "mini" and workspace.home == tmp_path / ".onereward"
     assert os.environ["ONEREWARD_HOME"] == str(workspace.home) and "ONEREWARD_PRESET" not in os.environ
+
+
+def test_the_store_is_what_the_environment_says_then_the_preset(
+    home: Path, toy: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = str(toy(store=f"dvc+{tmp_path}/shared"))
+    assert enter(preset, home)[1].where == f"dvc+{tmp_path}/shared"
+    monkeypatch.setenv("ONEREWARD_STORE", "dvc")
+    assert enter(preset, home)[1].where == "dvc"
