@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from infra.disk import writing
-from models.errors import SignatureRefused
+from infra.disk import no_space, writing
+from models.errors import DiskFull, SignatureRefused
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -104,6 +104,8 @@ class Keys:
                 verifier = Config().set_hashing_config(_every_file()).use_elliptic_key_verifier(public_key=self.trusted[signer])
                 verifier.verify(folder, file)
         except Exception as error:  # no JSON, an unknown key, a wrong signature, other files: each has a class of its own
+            if no_space(error):
+                raise DiskFull(f"No space left in {self.folder} to verify {what}.", "Free some space and try again.") from error
             said = str(error).split(": Expected")[0].translate(UNQUOTED)  # the library gives a list with digests
             why = "its key is not trusted here" if isinstance(error, KeyError) else said or type(error).__name__
             remedy = f"Trusted are the keys in {self.folder / 'trusted'}; what was altered must be made again."

@@ -51,7 +51,7 @@ def promote(
 
     Raises GateRefused naming the artifact and the gate, or what the preset's terms still ask for, or the stage it must be in first;
     ConfigError for what is no release, an unknown stage or an empty approver or reason; UnknownVersion for a version the store does
-    not hold; AuditBroken. The stage has then not moved.
+    not hold; StoreError when somebody else moved the stage meanwhile; AuditBroken. The stage has then not moved.
     """
     _check_words(stage, approver, reason)
     if ref.name != RELEASE:
@@ -61,6 +61,8 @@ def promote(
         return current
 
     def allowed(moves: Sequence[StageMove]) -> None:
+        if _last(moves, stage) != current:
+            raise StoreError(f"Somebody else moved {stage} of {ref.name} meanwhile.", "Look at `onereward audit`, then say it again.")
         _check_move(moves, ref, stage)
 
     allowed(moves)

@@ -10,9 +10,12 @@ a few milliseconds. A repository is opened per call, so another process's commit
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pygit2
@@ -21,6 +24,7 @@ from pygit2.enums import FileMode, ObjectType, ResetMode, SortMode
 from models.errors import StoreError
 
 NAME, EMAIL = "OneReward Pipeline", "onereward@localhost"
+SPARE_BYTES = 64 * 1024  # ours: with less free than this, a failed write has failed for want of space
 
 
 class History:
@@ -47,12 +51,13 @@ class History:
         """
         repo = self._open()
         index = repo.index
-        for path, content in files.items():
-            index.add(pygit2.IndexEntry(path, repo.create_blob(content), FileMode.BLOB))
-        author = pygit2.Signature(NAME, EMAIL)
-        parents = [] if repo.head_is_unborn else [repo.head.target]
-        repo.create_commit("HEAD", author, author, message, index.write_tree(), parents)
-        index.write()
+        with self._space():
+            for path, content in files.items():
+                index.add(pygit2.IndexEntry(path, repo.create_blob(content), FileMode.BLOB))
+            author = pygit2.Signature(NAME, EMAIL)
+            parents = [] if repo.head_is_unborn else [repo.head.target]
+            repo.create_commit("HEAD", author, author, message, index.write_tree(), parents)
+            index.write()
         for path, content in files.items():
             target = self.root / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,8 @@ class History:
         """Make an annotated tag on a commit, a second later than every other: GTO goes by these times, which are whole seconds."""
         repo = self._open()
         when = max([int(time.time()), *(each.tagger.time + 1 for _, each in self._tags(repo, "") if each.tagger)])
-        repo.create_tag(tag, commit, ObjectType.COMMIT, pygit2.Signature(NAME, EMAIL, when), message)
+        with self._space():
+            repo.create_tag(tag, commit, ObjectType.COMMIT, pygit2.Signature(NAME, EMAIL, when), message)
 
     def tags(self, prefix: str) -> dict[str, str]:
         """Annotated tags that begin with `prefix`: name -> message."""
@@ -115,6 +121,16 @@ class History:
                 tag = repo[repo.references[name].target]
                 if isinstance(tag, pygit2.Tag):
                     yield name.removeprefix("refs/tags/"), tag
+
+    @contextmanager
+    def _space(self) -> Iterator[None]:
+        """A full disk is told as OSError: libgit2 does not always say why it could not write."""
+        try:
+            yield
+        except pygit2.GitError as error:
+            if shutil.disk_usage(self.root).free < SPARE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.root)) from error
+            raise
 
     def _open(self) -> pygit2.Repository:
         return pygit2.Repository(str(self.root))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 
 import pytest
 
 from infra.signing import KEY_VARIABLE, Keys
-from models.errors import SignatureRefused
+from models.errors import DiskFull, SignatureRefused
 
 
 @pytest.fixture
@@ -102,3 +103,15 @@ def test_after_rotation_old_signatures_hold_until_the_old_key_is_removed(keys: K
     with pytest.raises(SignatureRefused):
         keys.verify_folder(folder, bundle, "model 1")
     keys.verify_folder(folder, keys.sign_folder(folder), "model 1")
+
+
+def test_a_full_disk_is_no_forgery(keys: Keys, folder: Path) -> None:
+    bundle = keys.sign_folder(folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(DiskFull, match="model 1"):
+            keys.verify_folder(folder, bundle, "model 1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    keys.verify_folder(folder, bundle, "model 1")

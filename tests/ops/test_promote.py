@@ -10,7 +10,7 @@ import pytest
 from infra.signing import Keys
 from infra.stores.base import ArtifactRef, StageMove, directory_digest
 from infra.stores.dvc import DvcStore
-from models.errors import ConfigError, DigestMismatch, GateRefused, UnknownVersion
+from models.errors import ConfigError, DigestMismatch, GateRefused, StoreError, UnknownVersion
 from ops import promote as promotion
 from ops.approval import Approval, Terms, approve
 from ops.gate import REQUIRED_GATES, SIGNATURE, Gate, GateConfig, record_evidence
@@ -327,6 +327,23 @@ def test_a_release_moves_one_stage_at_a_time(store: DvcStore, refs: Refs) -> Non
     with pytest.raises(GateRefused, match="is not in staging"):
         promotion.promote(store, keys, refs["release"], "production", **rules)
     assert promotion.promote(store, keys, refs["next"], "production", **rules).counter == 5
+
+
+def test_of_two_who_promote_at_once_the_second_is_told(store: DvcStore, refs: Refs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one moves the stage while this one's evidence is being verified."""
+    promote(store, refs["release"], "staging")
+    verify = promotion.verify
+
+    def meanwhile(*arguments: object) -> object:
+        monkeypatch.setattr(promotion, "verify", verify)
+        promote(DvcStore(store.root), refs["release"], "production")
+        return verify(*arguments)
+
+    monkeypatch.setattr(promotion, "verify", meanwhile)
+    with pytest.raises(StoreError, match="moved production of release meanwhile"):
+        promote(store, refs["release"], "production")
+    assert [move.stage for move in store.moves("release")] == ["candidate", "staging", "production"]
+    assert promote(store, refs["release"], "production") == store.moves("release")[-1]  # said again, it is done already
 
 
 def test_an_unsigned_release_is_refused(store: DvcStore, refs: Refs, tmp_path: Path) -> None:

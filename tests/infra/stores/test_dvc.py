@@ -135,6 +135,22 @@ def test_a_full_disk_leaves_the_store_as_it_was(small_disk: Path, tmp_path: Path
     assert directory_digest(store.get(first))[0] == first.digest
 
 
+@pytest.mark.parametrize("left", [0, 4096])
+def test_a_stage_on_a_full_disk_stays_where_it_is(small_disk: Path, tmp_path: Path, left: int) -> None:
+    """Also where git's library does not say why it could not write."""
+    store = DvcStore(small_disk / "registry")
+    ref = store.put("release", folder_with(tmp_path / "a", x="1"))
+    space = os.statvfs(small_disk)
+    with (small_disk / "ballast").open("wb") as ballast:
+        os.posix_fallocate(ballast.fileno(), 0, space.f_bavail * space.f_frsize - left)
+    with pytest.raises(DiskFull, match="point production at release"):
+        store.assign(ref, "production", approver="me", reason="r")
+    (small_disk / "ballast").unlink()
+    assert DvcStore(store.root).moves("release") == []
+    store.assign(ref, "production", approver="me", reason="r")
+    assert_clean(store)
+
+
 def test_a_file_size_limit_is_a_full_disk(store: DvcStore, tmp_path: Path) -> None:
     store.put("onnx", folder_with(tmp_path / "a", x="1"))
     before = state_of(store)
