@@ -24,7 +24,7 @@ import dvc.repo  # noqa: F401  # here and not in each forked process, where it c
 import pygit2
 import tqdm
 
-from benchmarks.fault_tracer import traced
+from benchmarks.fault_tracer import shown, traced
 from infra.signing import Keys
 from infra.stores.base import ArtifactRef, directory_digest
 from infra.stores.dvc import DvcStore
@@ -230,4 +230,4 @@ def kill(operation: str, at: int, after: State, template: Path, folder: Path) ->
     found = state_of(DvcStore(root))
     if not (seen[0] <= found[0] and seen[1] <= found[1]):
         raise Lost("a reader saw what was taken back")
-    return Seen(f"kill -9 before {end.changes[-1]}", goes_on(operation, template, root, before, after), "(killed)")
+    return Seen(f"kill -9 before {shown(end.changes[-1])}", goes_on(operation, template, root, before, after), "(killed)")

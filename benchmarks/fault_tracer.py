@@ -1,7 +1,7 @@
 """Kill -9 a process exactly before its n-th change of the file system, by tracing its system calls (Linux, ptrace(2)).
 
     end = traced(work, kill_at=12)      # runs `work` in a forked process
-    end.killed, end.changes[-1]         # True, "renameat2 registry/records/onnx/000002.json"
+    end.killed, end.changes[-1]         # True, "rename /.../registry/records/onnx/000002.json"
 
 A change is a call that opens a file for writing, writes, cuts, renames, links, removes, makes a folder or sets a mode. The
 calls of every thread and of every library count, libgit2 and SQLite included: no library is patched. What is not a file
@@ -173,4 +173,10 @@ def _change(name: str, thread: int, arguments: list[int]) -> str:
             memory.seek(arguments[position])
             path = memory.read1(4096).split(b"\0", 1)[0].decode(errors="replace")  # type: ignore[attr-defined]
         is_file = True
-    return f"{name} {'/'.join(Path(path).parts[-3:])}" if is_file and not path.startswith("/dev/") else ""
+    return f"{name} {path}" if is_file and not path.startswith("/dev/") else ""
+
+
+def shown(change: str) -> str:
+    """A change in few words: the call and the last parts of its path."""
+    name, _, path = change.partition(" ")
+    return f"{name} {'/'.join(Path(path).parts[-3:])}"

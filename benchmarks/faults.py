@@ -28,10 +28,11 @@ from typing import Any
 
 from benchmarks import fault_kinds as kinds
 from benchmarks import fault_points as points
+from benchmarks import fault_servers as servers
 from benchmarks.fault_points import Lost, Seen
 
-WORKERS = 2  # points made at once; ours
-KILLS = {"put": 48, "promote": 32, "rollback": 24}  # ours; every change where there are fewer
+WORKERS = 4  # points made at once: some wait, for locks and for servers; ours
+KILLS = {"put": 40, "promote": 24, "rollback": 20}  # ours; every change where there are fewer
 QUICK_KILLS = {"put": 8, "promote": 6, "rollback": 6}  # ours
 COLUMNS = {"point": 24, "done": 52, "state": 20, "error": 60}
 Check = Callable[[Path, Path], Seen]
@@ -59,7 +60,7 @@ def spread(count: int, wanted: int) -> list[int]:
 def other_points(quick: bool) -> list[tuple[str, Check]]:
     """Everything but the kills."""
     found: list[tuple[str, Check]] = []
-    for operation, sizes in {"put": (400, 0, 100), "promote": (0, 4, 8), "rollback": (0, 4, 8)}.items():
+    for operation, sizes in {"put": (100, 0, 208), "promote": (0, 4, 8), "rollback": (0, 4, 8)}.items():
         found += [("disk full", partial(kinds.disk_full, operation, kib << 10)) for kib in sizes[: 1 if quick else None]]
     for how in ("altered", "cut", "removed"):
         for meets in ("get", "promote", "rollback"):
@@ -71,7 +72,25 @@ def other_points(quick: bool) -> list[tuple[str, Check]]:
         found.append(("race", partial(kinds.race, *pair)))
     found += [("clock back", partial(kinds.clock_back, operations)) for operations in ("put", "promote rollback")]
     tags = ("release#production#6", "release#staging#8", "release#production#3", "release@v1.0.2")
-    return found + [("deleted tag", partial(kinds.deleted_tag, tag)) for tag in tags[: 1 if quick else None]]
+    found += [("deleted tag", partial(kinds.deleted_tag, tag)) for tag in tags[: 1 if quick else None]]
+    return found + server_points(quick)
+
+
+def server_points(quick: bool) -> list[tuple[str, Check]]:
+    """What lies elsewhere."""
+    found: list[tuple[str, Check]] = [
+        ("read-only remote", servers.read_only_remote),
+        ("truncated upload", partial(servers.truncated_upload, 0.5)),
+        ("corrupt remote", servers.corrupt_remote),
+    ]
+    if not quick:
+        found += [("truncated upload", partial(servers.truncated_upload, share)) for share in (0.0, 0.25, 0.75, 1.0)]
+        found += [("truncated upload", servers.cut_in_remote), ("disk full", servers.full_remote)]
+        found += [("S3 remote", partial(servers.s3_remote, how)) for how in ("unreachable", "expired credentials")]
+    for how in ("unreachable", *servers.LAKEFS_FAULTS):
+        operations = ("put", "move", "get") if how in ("unreachable", "expired credentials") else ("put",)
+        found += [("lakeFS", partial(servers.lakefs, how, operation)) for operation in operations[: 1 if quick else None]]
+    return found
 
 
 def run_point(name: str, check: Check, template: Path) -> Row:
@@ -94,7 +113,7 @@ def _described(check: Check) -> str:
 def run(quick: bool, folder: Path) -> Iterator[Row]:
     """Every point's row, as it comes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.fault_kinds"])
+    context.set_forkserver_preload(["benchmarks.fault_servers"])
     template = folder / "template"
     with ProcessPoolExecutor(WORKERS, context, max_tasks_per_child=1) as pool:
         print("building the registries", file=sys.stderr)

@@ -104,7 +104,8 @@ class DvcStore(ArtifactStore):
         with self._errors(f"store {name}"):
             known = Remembered(self.root / ".work" / "hashes", folder, walk(folder))
             files = list(known.files.values())
-            if len(files) == len(known.found) and self._held(files) and (same := self._same(name, key, files)):
+            same = self._same(name, key, files) if len(files) == len(known.found) and self._held(files) else None
+            if same and self.cache.path(self.records.object_id(same)).exists():
                 self._upload(name, self.records.object_id(same), files, progress)
                 return same.ref
             for parent in parents:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from infra.stores.base import directory_digest
+from infra.stores.content import UNSETTLED_NS
 from infra.stores.dvc import DvcStore
 from infra.workspace import STORE_VARIABLE, Workspace
 from models.errors import ConfigError, DigestMismatch, OneRewardError, ServerUnreachable, StoreError
@@ -64,6 +66,15 @@ def test_what_the_cache_lost_is_fetched(store: DvcStore, tmp_path: Path, how: st
     shutil.rmtree(store.root / "checkouts")
     shutil.rmtree(cache_of(store))
     assert directory_digest(DvcStore(store.root, remote=str(tmp_path / "remote")).get(ref))[0] == ref.digest
+
+
+def test_what_is_stored_already_may_be_put_again_after_the_cache_was_lost(store: DvcStore, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "a", x="1" * 100)
+    time.sleep(UNSETTLED_NS / 1e9)  # so that its hashes are remembered
+    ref = store.put("onnx", folder)
+    shutil.rmtree(cache_of(store))
+    store.get(ref)  # brings the files back, and not their list
+    assert store.put("onnx", folder) == ref and len(store.versions()) == 1
 
 
 def test_bytes_altered_in_both_places_are_told(store: DvcStore, remote: Path, tmp_path: Path) -> None:
