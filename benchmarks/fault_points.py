@@ -224,7 +224,7 @@ def kill(operation: str, at: int, after: State, template: Path, folder: Path) ->
     before = state_of(reader)
     end = traced(partial(OPERATIONS[operation], template, root), at)
     if not end.killed:
-        shutil.rmtree(root)
+        shutil.rmtree(root.parent)
         return kill(operation, len(end.changes), after, template, folder)
     seen = state_of(reader)
     found = state_of(DvcStore(root))

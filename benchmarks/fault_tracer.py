@@ -172,7 +172,7 @@ def _change(name: str, thread: int, arguments: list[int]) -> str:
         with open(f"/proc/{thread}/mem", "rb") as memory:
             memory.seek(arguments[position])
             path = memory.read1(4096).split(b"\0", 1)[0].decode(errors="replace")  # type: ignore[attr-defined]
-        is_file = True
+        is_file = not (name.startswith("mkdir") and os.path.isdir(path))
     return f"{name} {path}" if is_file and not path.startswith("/dev/") else ""
 
 
