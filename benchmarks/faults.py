@@ -144,6 +144,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer points")
     arguments = parser.parse_args()
     start = time.monotonic()
+    source = ""
+    if arguments.json:
+        from pipelines.report import commit  # here because it brings Dagster, which takes seconds
+
+        source = commit()  # of what runs: the tree may move on meanwhile
     rows = []
     print(line({name: name for name in COLUMNS}, "verdict"))
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
@@ -154,17 +159,15 @@ def main() -> int:
     counts = {"points": len(rows), "survived": survived}
     print(json.dumps(counts))
     if arguments.json:
-        print(json.dumps(result(counts, rows, arguments.quick, time.monotonic() - start)))
+        print(json.dumps(result(counts, rows, arguments.quick, source, time.monotonic() - start)))
     return survived != len(rows)
 
 
-def result(counts: dict[str, int], rows: list[Row], quick: bool, wall_s: float) -> dict[str, Any]:
-    from pipelines.report import commit  # here because it brings Dagster, which takes seconds
-
+def result(counts: dict[str, int], rows: list[Row], quick: bool, source: str, wall_s: float) -> dict[str, Any]:
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
     return {
         "command": f"python -m benchmarks.faults{' --quick' if quick else ''} --json",
-        "commit": commit(),
+        "commit": source,
         "machine": machine,
         "wall_s": round(wall_s, 1),
         "kill_points": sum(row.point.startswith("kill") for row in rows),
