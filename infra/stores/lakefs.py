@@ -96,7 +96,8 @@ class LakeFSStore(ArtifactStore):
             with metered(progress, f"hash {name}", sum(each.size for each in found.values())) as meter:
                 hashes = dict(zip(found, hash_files([folder / path for path in found], meter), strict=True))
             digest = digest_of(hashes.items())
-            for attempt in range(ATTEMPTS):
+            attempts = ATTEMPTS
+            while True:
                 stored = self.versions()  # none, while there is no repository
                 same = [v for v in stored if (v.ref.name, v.ref.digest, v.key) == (name, digest, key)]
                 if same:
@@ -114,9 +115,9 @@ class LakeFSStore(ArtifactStore):
                     self._store(version, folder, found, hashes, progress)
                     return ref
                 except (Taken, Missing):  # another writer took the number, or finished the same `put` and deleted its branch
-                    if attempt == ATTEMPTS - 1:
+                    attempts -= 1
+                    if not attempts:
                         raise
-        raise AssertionError("not reached")
 
     def _store(self, version: Version, folder: Path, found: dict[str, FileStat], hashes: dict[str, str], progress: Progress | None) -> None:
         name, digest, run = version.ref.name, version.ref.digest, version.run_id
@@ -173,11 +174,13 @@ class LakeFSStore(ArtifactStore):
                 def receive(path: str) -> str:
                     target = part / path
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    if not (target.is_file() and _sha256(target) == objects[path].sha256):
+                    sha256 = _sha256(target) if target.is_file() else ""
+                    if sha256 != objects[path].sha256 or not sha256:
                         self.server.download(tag, place + path, target)
+                        sha256 = _sha256(target)
                     target.chmod(0o444)
                     meter.add(objects[path].size)
-                    return _sha256(target)
+                    return sha256
 
                 hashes = in_parallel(receive, objects, meter)
             if digest_of(zip(objects, hashes, strict=True)) != version.ref.digest:
@@ -225,7 +228,8 @@ class LakeFSStore(ArtifactStore):
         check_name(stage)
         with self._errors(f"point {stage} at {ref.name}"):
             version = self._version(ref.name, ref.digest)
-            for attempt in range(ATTEMPTS):
+            attempts = ATTEMPTS
+            while True:
                 earlier = self.moves(ref.name)
                 counter = 1 + max((move.counter for move in earlier), default=0)
                 when = datetime.now(UTC).isoformat(timespec="microseconds")
@@ -240,9 +244,9 @@ class LakeFSStore(ArtifactStore):
                     self.server.tag(f"{ref.name}.move.{counter:06d}", commit)
                     return move
                 except Taken:  # another promoter took the counter
-                    if attempt == ATTEMPTS - 1:
+                    attempts -= 1
+                    if not attempts:
                         raise
-        raise AssertionError("not reached")
 
     def _merge(self, version: Version, move: StageMove) -> None:
         """Bring a version into `main` on its evidence, after what it was made from; what is there already stays."""
