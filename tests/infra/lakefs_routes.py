@@ -85,6 +85,13 @@ def get_repository(http: Any, lakefs: Any, repository: str) -> None:
     http.answer(200, described(lakefs.repository(repository)))
 
 
+@route("DELETE", REPO)
+def delete_repository(http: Any, lakefs: Any, repository: str) -> None:
+    lakefs.repository(repository)
+    del lakefs.repositories[repository]
+    http.answer(204)
+
+
 @route("GET", f"{REPO}/settings/branch_protection")
 def get_branch_protection_rules(http: Any, lakefs: Any, repository: str) -> None:
     http.answer(200, [api.BranchProtectionRule(pattern=pattern) for pattern in sorted(lakefs.repository(repository).protected)])

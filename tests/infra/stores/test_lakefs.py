@@ -53,6 +53,8 @@ class TestThroughTheServer(StoreContract):
     """The contract, on the stand-in."""
 
     presign = False
+    # A commit's objects never change: what the server's storage lost, only its backup brings back.
+    test_bytes_that_were_lost_come_back_with_the_same_content = None
 
     @pytest.fixture
     def store(self, lakefs: LakeFS, tmp_path: Path) -> LakeFSStore:
@@ -82,16 +84,23 @@ class TestRealServer(StoreContract):
     """The same on a real server, in a repository of its own that is deleted afterwards. Bytes on a real server cannot be damaged."""
 
     test_damaged_bytes_are_told_and_never_handed_out = None  # type: ignore[assignment]
+    test_bytes_that_were_lost_come_back_with_the_same_content = None
 
     @pytest.fixture
-    def store(self, tmp_path: Path) -> Iterator[LakeFSStore]:
-        server = open_server(f"onereward-test-{secrets.token_hex(4)}")
+    def store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LakeFSStore]:
+        repository = f"onereward-test-{secrets.token_hex(4)}"
+        if place := os.environ.get("LAKEFS_STORAGE_NAMESPACE"):
+            monkeypatch.setenv("LAKEFS_STORAGE_NAMESPACE", f"{place}/{repository}")
+        server = open_server(repository)
         prepare(server)
         yield LakeFSStore(server, tmp_path / "cache")
         server._api.repositories_api.delete_repository(server.repository)
 
     def reopen(self, store: Any) -> LakeFSStore:
         return LakeFSStore(open_server(store.server.repository), store.root)
+
+    def damage(self, store: Any, content: bytes, how: str) -> None:
+        """Not possible from here."""
 
 
 def test_a_run_has_a_branch_and_promotion_alone_reaches_main(lakefs: LakeFS, store: LakeFSStore, tmp_path: Path) -> None:
