@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import secrets
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -39,6 +40,15 @@ class Fault:
     times: int
 
 
+class Http(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is no news."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class LakeFS:
     """The server. `presign` and `multipart`: what its object store offers; `page`: the most a listing returns at once."""
 
@@ -52,8 +62,7 @@ class LakeFS:
         self.faults: list[Fault] = []
         self.reason = "made to fail"  # what a failure by `fail` says
         self.lock = threading.RLock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"lakefs": self}))
-        self.http.daemon_threads = True
+        self.http = Http(("127.0.0.1", 0), type("Handler", (Handler,), {"lakefs": self}))
 
     def __enter__(self) -> LakeFS:
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
