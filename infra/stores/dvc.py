@@ -110,8 +110,8 @@ class DvcStore(ArtifactStore):
                 return same.ref
             for parent in parents:
                 self._version(parent.name, parent.digest)
-            fields = (tuple(parents), run_id, "", code_version, dict(config or {}), dict(metadata or {}))
-            json.dumps(fields[-2:])  # what JSON cannot hold is told before the bytes are copied
+            config, metadata = dict(config or {}), dict(metadata or {})
+            json.dumps([config, metadata])  # what JSON cannot hold is told before the bytes are copied
             with self._arriving(run_id) as arrival:
                 files = arrival.bring(folder, known, name, progress)
                 object_id = arrival.bring_list(files)
@@ -125,7 +125,8 @@ class DvcStore(ArtifactStore):
                     digest, size = digest_of((f.path, f.sha256) for f in files), sum(f.size for f in files)
                     ref = ArtifactRef(name, digest, f"dvc://{self.root.name}?name={name}&digest={digest}", size)
                     number = 1 + max((v.number for v in self.records.newest_first(name)), default=0)
-                    version = dataclasses.replace(Version(ref, number, key, *fields), created=self.records.now())
+                    when = self.records.now()
+                    version = Version(ref, number, key, tuple(parents), run_id, when, code_version, config, metadata)
                     self._commit(version, object_id, files, arrival)
         return ref
 
