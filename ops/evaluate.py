@@ -42,7 +42,7 @@ from ops.judge_accuracy import judge_accuracy
 from ops.measure_edits import Evidence, Job, Kept, Opinions, measured, require_clip
 from ops.pictures import grid, overlay, table
 from ops.policy_health import preservation, shown_pasted
-from ops.second_opinion import figures, second_opinions, write_opinions
+from ops.second_opinion import figures, second_opinions
 from ops.win_rates import BASE, COUNTED, PRODUCTION, SCENE, recompute, win_rate_plot, write_items
 
 RAW = ".raw"  # behind the key of an edit before it was pasted, kept where the judge was fitted to such
@@ -117,19 +117,9 @@ def evaluate(
         edits = ShardReader(out)
         opinions = _judge(config, judge, list(contestants), jobs, edits, taxonomy, progress)
     digests = {name: directory_digest(folder or base)[0] for name, folder in contestants.items()}
-    items = measured(
-        jobs,
-        digests,
-        directory_digest(judge)[0],
-        kept,
-        opinions,
-        edits,
-        shards,
-        taxonomy,
-        progress,
-        evidence=config.evidence,
-        clip=Clip.load(clip) if clip and config.evidence == "blind" else None,
-    )
+    seen_by = Clip.load(clip) if clip and config.evidence == "blind" else None
+    about = (digests, directory_digest(judge)[0], kept, opinions)
+    items = measured(jobs, *about, edits, shards, taxonomy, progress, evidence=config.evidence, clip=seen_by)
     write_items(out / "items.jsonl", items)
     metrics = recompute(
         items,
@@ -143,8 +133,7 @@ def evaluate(
     )
     if second_judge:
         asked = SecondJudge.load(second_judge, Template.load(second_template), getattr(torch, config.dtype))
-        rows = second_opinions(asked, list(contestants), jobs, edits, progress)
-        write_opinions(out, rows)
+        rows = second_opinions(asked, list(contestants), jobs, edits, out, progress)
         metrics["second_judge"] = figures(rows, split=config.split, confidence=config.confidence, resamples=config.resamples)
     if pairs and candidates:
         held_out = [pair for pair in read_rows(pairs / "pairs.jsonl", Pair) if pair.split == config.split]

@@ -1,6 +1,6 @@
 """What a second judge that nobody here fitted thinks of the edits: beside the win rates, read by no gate.
 
-    rows = second_opinions(judge, ["base", "ema"], jobs, edits, progress)
+    rows = second_opinions(judge, ["base", "ema"], jobs, edits, out, progress)
     figures(rows, split="test", confidence=0.95, resamples=2000)     # opponent -> mode -> win rate with its interval
 
 A row holds its P(this edit is better) in both orders, so every figure can be recomputed from `second-judge.jsonl`.
@@ -9,7 +9,7 @@ A row holds its P(this edit is better) in both orders, so every figure can be re
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ FILE = "second-judge.jsonl"
 
 
 def second_opinions(
-    judge: SecondJudge, names: Sequence[str], jobs: Sequence[Job], edits: ShardReader, progress: Progress
+    judge: SecondJudge, names: Sequence[str], jobs: Sequence[Job], edits: ShardReader, out: Path, progress: Progress
 ) -> list[dict[str, Any]]:
-    """One row for every edit of a mode and each opponent, the base and production: pasted edits, both orders."""
+    """One row for every edit of a mode and each opponent, the base and production: pasted edits, both orders. Written to `out` too."""
     rows = []
     with progress.bar("evaluation: second judge", len(jobs), "image") as bar:
         for job in jobs:
@@ -40,12 +40,8 @@ def second_opinions(
                     row = {"condition_id": condition.id, "origin": condition.origin, "task": condition.task, "split": condition.split}
                     rows.append({**row, "seed": job.seed, "policy": mode, "opponent": opponent, "p": [forward, backward]})
             bar.advance()
-    return rows
-
-
-def write_opinions(out: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write `second-judge.jsonl`, keys sorted."""
     (out / FILE).write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    return rows
 
 
 def figures(rows: Sequence[Mapping[str, Any]], *, split: str, confidence: float, resamples: int) -> dict[str, dict[str, dict[str, Any]]]:

@@ -37,6 +37,14 @@ def test_full_size_resolves_to_the_papers_values() -> None:
     assert demos == (50, 4.0, 1.0, "nsfw")
 
 
+def test_only_a_preset_of_blind_evidence_does_without_ground_truth(tmp_path: Path) -> None:
+    assert thresholds(load_settings("mini")).require_ground_truth and not thresholds(load_settings("flux-fill")).require_ground_truth
+    own = write(tmp_path, "extends: mini\nevaluation: {evidence: blind}\n")
+    assert not thresholds(load_settings(own)).require_ground_truth
+    strict = write(tmp_path, "extends: flux-fill\ngates: {require_ground_truth: true}\n")
+    assert thresholds(load_settings(strict)).require_ground_truth
+
+
 def test_half_precision_has_a_tolerance_of_its_own() -> None:
     settings = load_settings("flux-fill")
     assert OnnxConfig(**settings.stages["onnx"]).dtype == "float16"
