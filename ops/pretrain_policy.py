@@ -4,7 +4,8 @@
 
 with sigma from a logit-normal distribution (as in SD3 and FLUX). FLUX Fill has never been taught to remove: it puts
 something into the hole as often as not. So half of the requests whose answer is a clean background keep their object,
-and the base learns to draw some object there. Nothing else is spoiled: the base is as good as the steps it was given.
+and the base learns to draw some object there. And a little over half of the other answers are flawed (FLAWS), as a corpus
+from the wild would be: what people choose between has to be there to choose.
 """
 
 from __future__ import annotations

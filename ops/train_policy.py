@@ -58,6 +58,11 @@ class TrainPolicyConfig(OpConfig):
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this (ours)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay (ours)")
     cap: float = Field(0.9, gt=0, le=1, description="lambda: a dimension judged better than this gives no gradient (ours)")
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="the judge's log-odds are divided by this: where it is sure of itself, P(Yes) is flat and gives no gradient (ours)",
+    )
     decay: float = Field(0.99, ge=0, lt=1, description="tau of the average (static) or the following reference (ema) (ours)")
     deliver: Literal["policy", "average"] = Field("policy", description="which of the two returned weights becomes the version (ours)")
     steps: int = Field(28, ge=2, description="inference steps of reference and policy (ours)")
@@ -265,12 +270,10 @@ class Trainer:
             reference, evaluated = paste(sources, reference, masks), paste(sources, evaluated, masks)
         dimensions = self.rewarded[task.name]
         first, second = self.judge.encode(evaluated), self.judge.encode(reference)  # once, whatever is asked
-        p_yes = torch.stack(
-            [
-                self.judge.compare(first, second, [self.taxonomy.query(task.name, name, c.prompt) for c in batch]).sigmoid()
-                for name in dimensions
-            ]
-        )  # [D, B]
+        log_odds = torch.stack(
+            [self.judge.compare(first, second, [self.taxonomy.query(task.name, name, c.prompt) for c in batch]) for name in dimensions]
+        )
+        p_yes = (log_odds / config.temperature).sigmoid()  # [D, B]
         weights = p_yes.new_tensor([self.taxonomy.dimension(name).weight for name in dimensions])
         return hinge_reward_loss(p_yes, config.cap, weights) + drift, p_yes.detach()
 
