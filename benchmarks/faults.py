@@ -3,6 +3,7 @@
     python -m benchmarks.faults               # a table of every point, minutes
     python -m benchmarks.faults --quick       # fewer kill points, under a minute
     python -m benchmarks.faults --json        # the same table, its last line one JSON object
+    python -m benchmarks.faults --page benchmarks/results/faults.json > docs/faults.md
 
 Each row is a point: what was done, the state found when the registry was opened again, the error that was shown, and whether every
 invariant of benchmarks/fault_points.py held. A point that cannot be made on this machine has not survived. The kill points are
@@ -35,6 +36,20 @@ WORKERS = 4  # points made at once: some wait, for locks and for servers; ours
 KILLS = {"put": 40, "promote": 24, "rollback": 20}  # ours; every change where there are fewer
 QUICK_KILLS = {"put": 8, "promote": 6, "rollback": 6}  # ours
 COLUMNS = {"point": 24, "done": 52, "state": 20, "error": 60}
+PAGE = """\
+# When things break
+
+What happens to versions and stage pointers when a process is killed, a disk is full, bytes rot, people race, clocks and tags go
+wrong, or a server is away. `python -m benchmarks.faults` makes every fault below for real, in processes of its own, on copies of a
+small registry with a whole signed chain, and then looks as a newcomer would. A point has survived when every listed version's bytes
+hash to its digest, no stage points to missing bytes, the state is that before or that after the operation, an error of
+models/errors.py with a remedy was shown, and the next operation succeeds. A point that cannot be made has not survived.
+
+Kills come exactly before the n-th change of the file system, by system call (ptrace), n spread evenly over the operation; a loss of
+power, where the kernel forgets what it was given, is not among them. The clock is turned back inside the process and not on the
+machine. The lakeFS points ran against the stand-in of tests/infra/lakefs_server.py, not a real server. This page is
+made by `python -m benchmarks.faults --page benchmarks/results/faults.json`.
+"""
 Check = Callable[[Path, Path], Seen]
 
 
@@ -102,7 +117,8 @@ def run_point(name: str, check: Check, template: Path) -> Row:
         except Exception as error:  # whatever it is, the point has not survived and the others are to be made
             what = str(error) if isinstance(error, Lost) else f"{type(error).__name__}: {error}"
             seen, survived = Seen(_described(check), what, ""), False
-    return Row(name, seen.done, seen.state, seen.error, survived, round(time.monotonic() - start, 2))
+    error = seen.error.replace(f"{folder}/", "")
+    return Row(name, seen.done, seen.state, error, survived, round(time.monotonic() - start, 2))
 
 
 def _described(check: Check) -> str:
@@ -142,7 +158,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--quick", action="store_true", help="fewer points")
+    parser.add_argument("--page", type=Path, metavar="JSON", help="print a page about an earlier result, and make no faults")
     arguments = parser.parse_args()
+    if arguments.page:
+        print(page(json.loads(arguments.page.read_text())))
+        return 0
     start = time.monotonic()
     source = ""
     if arguments.json:
@@ -175,6 +195,31 @@ def result(counts: dict[str, int], rows: list[Row], quick: bool, source: str, wa
         "rows": [asdict(row) for row in rows],
         "passed": counts["survived"] == counts["points"],
     }
+
+
+def page(result: dict[str, Any]) -> str:
+    """docs/faults.md: the kill points by operation, every other point by itself."""
+    machine = result["machine"]
+    lines = [
+        PAGE,
+        f"`{result['command']}`, commit {result['commit'][:12]}, {machine['cores']} cores, {machine['processor']}, Python "
+        f"{machine['python']}, {result['wall_s']:.0f} s: **{result['survived']} of {result['points']} points survived**, "
+        f"{result['kill_points']} of them kill -9.\n",
+        "| point | done | state found | error shown | verdict |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for operation in points.OPERATIONS:
+        rows = [row for row in result["rows"] if row["point"].startswith(f"kill -9 {operation} ")]
+        states = ", ".join(f"{state}: {sum(row['state'] == state for row in rows)}" for state in ("before", "after"))
+        survived = sum(row["survived"] for row in rows)
+        changes = rows[0]["point"].rpartition("/")[2]
+        done = f"killed at {len(rows)} of the {changes} changes it makes of the file system"
+        lines.append(f"| kill -9 {operation} | {done} | {states} | (killed) | {survived} of {len(rows)} survived |")
+    for row in result["rows"]:
+        if not row["point"].startswith("kill"):
+            cells = [row["point"], row["done"], row["state"], row["error"], "survived" if row["survived"] else "LOST"]
+            lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def test_every_point_of_the_quick_matrix_survives() -> None:
     result = json.loads(last)
     assert [row for row in result["rows"] if not row["survived"]] == [] and done.returncode == 0, done.stderr
     assert result["passed"] and json.loads(counts) == {"points": len(table) - 1, "survived": len(table) - 1}
+    assert f"**{len(table) - 1} of {len(table) - 1} points survived**" in faults.page(result)
     assert result["kill_points"] == sum(line.startswith("kill -9") for line in table) >= 20
 
 
