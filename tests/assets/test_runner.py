@@ -23,6 +23,7 @@ from assets.display import INLINE_BYTES, PICTURES, describe, picture
 from assets.refs import artifacts_of, materialised
 from assets.settings import Settings
 from infra.progress import Progress
+from infra.stores.base import ArtifactRef
 from infra.workspace import Workspace
 from models.config import OpConfig
 from models.errors import ConfigError, DiskFull, NotEnoughData, UnknownVersion
@@ -235,14 +236,19 @@ def test_a_parent_never_materialised_is_named(workspace: Workspace, instance: dg
     assert not result.success and "numbers was never materialised" in message(result)
 
 
+def judged(workspace: Workspace, ref: ArtifactRef, measure: float, *, passed: bool) -> None:
+    told = {"code_version": "1", "not_verified": [], "run_id": "run", "tmp": workspace.tmp}
+    record_evidence(workspace.store, workspace.keys, ref, [Gate("good", measure, 0.5, passed, "at least")], GateConfig(), **told)
+
+
 def test_nothing_is_made_from_what_a_gate_refused(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     """The run whose check failed is over; this is another one."""
     run(instance, NUMBERS, DOUBLES, only="numbers")
     ref = materialised(instance, "numbers")["numbers"]
-    record_evidence(workspace.store, ref, [Gate("good", 0.1, 0.5, False, "at least")], GateConfig(), "run-1", workspace.tmp)
+    judged(workspace, ref, 0.1, passed=False)
     result = run(instance, NUMBERS, DOUBLES, only="doubles")
     assert not result.success and f"A gate refused numbers {ref.digest[:8]}" in message(result)
-    record_evidence(workspace.store, ref, [Gate("good", 0.9, 0.5, True, "at least")], GateConfig(), "run-2", workspace.tmp)
+    judged(workspace, ref, 0.9, passed=True)
     assert run(instance, NUMBERS, DOUBLES, only="doubles").success
 
 
@@ -279,7 +285,7 @@ def test_a_refused_mode_is_left_out(workspace: Workspace, instance: dg.DagsterIn
     # Both modes hold the same bytes here, so evidence about one speaks of both: give the right one other bytes.
     dg.materialize([MODES.build(settings(modes={"number": 4}))], instance=instance, partition_key="right")
     right = materialised(instance, "modes")["modes-right"]
-    record_evidence(workspace.store, right, [Gate("good", 0.1, 0.5, False, "at least")], GateConfig(), "run-1", workspace.tmp)
+    judged(workspace, right, 0.1, passed=False)
     result = run(instance, MODES, AFTER_MODES, only="doubles")
     parents = workspace.store.version(artifacts_of(result.asset_materializations_for_node("doubles")[0])["doubles"].digest).parents
     assert [parent.name for parent in parents] == ["modes-left"]
