@@ -64,11 +64,11 @@ class GateConfig(OpConfig):
     min_task_lo: float = pydantic.Field(
         0.30, ge=0, le=1, description="Lower bound of every single task's win rate: no task may collapse (ours)."
     )
-    min_acceptance_lo: float = pydantic.Field(
+    min_confirming_lo: float = pydantic.Field(
         0.45,
         ge=0,
         le=1,
-        description="Lower bound of the mean win rate by measures with which nobody labelled: no step back by a second opinion (ours).",
+        description="Lower bound of the mean win rate by the family of measures that does not count wins: no step back by it (ours).",
     )
     min_production_lo: float = pydantic.Field(
         0.40, ge=0, le=1, description="Lower bound of the mean win rate against production, where there is one: no step back (ours)."
@@ -163,7 +163,7 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
         "evaluation_looks_kept",
         "hacked_cells",
         "sealed_judge_accuracy",
-        "acceptance_lo",
+        "confirming_lo",
         "not_below_production",
         "production_cell_lo",
     ),
@@ -190,7 +190,7 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
         "max_hacked_cells",
         "family_error",
         "min_judge_accuracy",
-        "min_acceptance_lo",
+        "min_confirming_lo",
         "min_production_lo",
     ),
     "onnx": ("max_onnx_error",),

@@ -149,11 +149,11 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
             f"mean over cells, {judge.get('n', 0)} sealed test pairs{_size(judge, 'se', config.min_judge_accuracy - 0.5)}",
         ),
         _at_least(
-            "acceptance_lo",
-            _number(policy, "acceptance_mean_lo"),
-            config.min_acceptance_lo,
-            f"lower bound of the mean win rate by the acceptance measures {of_mode}"
-            f"{_size(policy, 'acceptance_mean_se', 0.5 - config.min_acceptance_lo)}",
+            "confirming_lo",
+            _number(policy, "confirming_mean_lo"),
+            config.min_confirming_lo,
+            f"lower bound of the mean win rate by the measures that have to confirm it {of_mode}"
+            f"{_size(policy, 'confirming_mean_se', 0.5 - config.min_confirming_lo)}",
         ),
         *_not_below_production(metrics, mode, config),
     ]

@@ -20,7 +20,7 @@ FIGURES = {
     "sealed_judge_accuracy": ("judge", ""),
     "win_rate": ("policy", "mean_"),
     "win_rate_lo": ("policy", "mean_"),
-    "acceptance_lo": ("policy", "acceptance_mean_"),
+    "confirming_lo": ("policy", "confirming_mean_"),
     "not_below_production": ("rival", "mean_"),
     "task_lo": ("worst_task", ""),
     "cell_lo": ("worst_cell", ""),

@@ -96,7 +96,7 @@ def measured(
                     policy_digest=digests[name],
                     judge_digest=judge_digest,
                     measures=first,
-                    acceptance_measures=second,
+                    confirming_measures=second,
                     judge=opinions.get(key, {}),
                     preservation_psnr=kept[key].psnr,
                     outside_similarity=kept[key].similarity,
@@ -107,15 +107,18 @@ def measured(
 
 
 def _true(job: Job, edit: Image.Image, shards: ShardReader, taxonomy: Taxonomy) -> tuple[dict[str, float], dict[str, float]]:
-    """Dimension -> the annotator's measure, and -> the acceptance measure; both empty where the perfect edit is not known."""
+    """Dimension -> the acceptance measure, which counts wins, and -> the annotator's, which has to confirm them.
+
+    Both are empty where the perfect edit is not known.
+    """
     key = f"{job.condition.id}.target"
     if job.condition.kind != SCENE or key not in shards:
         return {}, {}
     dimensions = [taxonomy.dimension(name) for name in taxonomy.task(job.condition.task).dimensions]
     known = to_tensor(edit), to_tensor(shards[key]), job.mask, job.condition.truth, job.condition.prompt
     return (
-        {each.name: measure(each.labelled_by, *known) for each in dimensions},
         {each.name: accept(each.accepted_by, *known) for each in dimensions},
+        {each.name: measure(each.labelled_by, *known) for each in dimensions},
     )
 
 

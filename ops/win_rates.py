@@ -4,13 +4,12 @@
     recompute(items, Taxonomy.load(), split="test", choose_split="validation", tie_tolerance=0.02)
 
 `win_rate` counts by the evidence that the evaluation was asked for, ties half: under `ground_truth`, on procedural scenes, by the
-measures that the scripted annotator ranks with; under `blind`, on every picture, by measures that need no target.
-`acceptance_win_rate` is by measures of other formulas, with which nobody labelled (docs/measures.md). Measures differ in scale by
-orders of magnitude, so two of them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the
-unweighted mean over its dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better),
-averaged over both orders, is above one half. Pictures that were not measured (photographs have no ground truth) are reported
-apart; `not_evaluated` names the tasks of which no condition was tested. Intervals: bootstrap over origins, the photographs and
-scenes that source images are cut from.
+acceptance measures, with which nobody labelled; under `blind`, on every picture, by measures that need no target. `confirming_win_rate`
+is by measures of other formulas, those of the annotator under `ground_truth` (docs/measures.md). Measures differ in scale by orders of
+magnitude, so two of them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the unweighted mean over
+its dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better), averaged over both orders,
+is above one half. Pictures that were not measured (photographs have no ground truth) are reported apart; `not_evaluated` names the tasks
+of which no condition was tested. Intervals: bootstrap over origins, the photographs and scenes that source images are cut from.
 """
 
 from __future__ import annotations
@@ -45,10 +44,9 @@ class Item(TypedDict):
     policy: str  # "base", a reference mode, or "production"
     policy_digest: str
     judge_digest: str
-    measures: dict[
-        str, float
-    ]  # dimension -> the measure that counts wins, higher is better; empty where it needs a target and there is none
-    acceptance_measures: dict[str, float]  # dimension -> the second opinion, higher is better; the same keys
+    # dimension -> the measure that counts wins, higher is better; empty where it needs a target and there is none
+    measures: dict[str, float]
+    confirming_measures: dict[str, float]  # dimension -> the second opinion, higher is better; the same keys
     judge: dict[str, dict[str, list[float]]]  # opponent -> dimension -> [P(Yes | this, opponent), P(Yes | opponent, this)]
     preservation_psnr: float  # dB outside the mask, raw output against the source
     outside_similarity: float  # the same to the eye: SSIM over scales, up to 1
@@ -62,7 +60,7 @@ class _Duel(NamedTuple):
     origin: str
     key: tuple[str, int]
     truth: float | None  # 1, 1/2 or 0, by the measure that counts; None where it was not measured
-    acceptance: float | None  # the same, by the acceptance measure
+    confirming: float | None  # the same, by the measure that has to confirm it
     judge: float
 
 
@@ -87,12 +85,12 @@ def duels(items: Sequence[Item], policy: str, opponent: str, tie_tolerance: floa
         other = theirs[key]
         for dimension, (forward, backward) in item["judge"][opponent].items():
             known = dimension in item["measures"]
-            truth, acceptance = (
+            truth, confirming = (
                 _won(item[family][dimension], other[family][dimension], tie_tolerance) if known else None
-                for family in ("measures", "acceptance_measures")
+                for family in ("measures", "confirming_measures")
             )
             preferred = outcome((forward + 1 - backward) / 2 - 0.5)
-            found.append(_Duel(item["task"], dimension, item["origin"], key, truth, acceptance, preferred))
+            found.append(_Duel(item["task"], dimension, item["origin"], key, truth, confirming, preferred))
     return found
 
 
@@ -171,7 +169,7 @@ def _summary(
     rows = [duel for duel in fought if duel.truth is not None]
     decided = [duel for duel in rows if duel.truth != 0.5]
     mean = _estimate(rows, "truth", confidence, resamples) if rows else None
-    accepted = _estimate(rows, "acceptance", confidence, resamples) if rows else None
+    confirmed = _estimate(rows, "confirming", confidence, resamples) if rows else None
     return {
         "n": _pairs(rows),
         "conditions": len({condition for condition, _ in (duel.key for duel in rows)}),
@@ -179,10 +177,10 @@ def _summary(
         "mean_lo": mean.lo if mean else None,
         "mean_hi": mean.hi if mean else None,
         "mean_se": mean.se if mean else None,
-        "acceptance_mean_win_rate": accepted.mean if accepted else None,
-        "acceptance_mean_lo": accepted.lo if accepted else None,
-        "acceptance_mean_hi": accepted.hi if accepted else None,
-        "acceptance_mean_se": accepted.se if accepted else None,
+        "confirming_mean_win_rate": confirmed.mean if confirmed else None,
+        "confirming_mean_lo": confirmed.lo if confirmed else None,
+        "confirming_mean_hi": confirmed.hi if confirmed else None,
+        "confirming_mean_se": confirmed.se if confirmed else None,
         "judge_mean_win_rate": nested_mean([duel.judge for duel in rows], _levels(rows)) if rows else None,
         "judge_agreement": nested_mean([d.truth == d.judge for d in decided], _levels(decided)) if decided else None,
         "preservation_psnr": _mean_of("preservation_psnr", items, mode),
@@ -216,7 +214,7 @@ def _cell_row(rows: Sequence[_Duel], cell: tuple[str, str], confidence: float, r
     if not here:
         return None
     rate = _estimate(here, "truth", confidence, resamples)
-    others = {f"{by}_win_rate": sum(getattr(duel, by) for duel in here) / len(here) for by in ("acceptance", "judge")}
+    others = {f"{by}_win_rate": sum(getattr(duel, by) for duel in here) / len(here) for by in ("confirming", "judge")}
     found = {"task": cell[0], "dimension": cell[1], "n": rate.n, "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi, "se": rate.se}
     worse = p_below([float(duel.truth or 0) for duel in here], [duel.origin for duel in here], 0.5, resamples=resamples)
     return {**found, "p_worse": worse, **others}

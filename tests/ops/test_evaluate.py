@@ -179,10 +179,10 @@ def test_records_follow_from_the_stored_edits(world: dict[str, Path], result: tu
         source, mask = to_tensor(curated[f"{item['condition_id']}.image"]), to_mask(curated[f"{item['condition_id']}.mask"])
         assert torch.equal(edit * (1 - mask), source * (1 - mask))  # pasted into the source
         scored = (edit, to_tensor(curated[f"{item['condition_id']}.target"]), mask, truths[item["condition_id"]], item["prompt"])
-        assert set(item["measures"]) == set(item["acceptance_measures"]) == set(TAXONOMY.task(item["task"]).dimensions)
+        assert set(item["measures"]) == set(item["confirming_measures"]) == set(TAXONOMY.task(item["task"]).dimensions)
         for name, value in item["measures"].items():
-            assert measure(TAXONOMY.dimension(name).labelled_by, *scored) == value
-            assert accept(TAXONOMY.dimension(name).accepted_by, *scored) == item["acceptance_measures"][name]
+            assert accept(TAXONOMY.dimension(name).accepted_by, *scored) == value
+            assert measure(TAXONOMY.dimension(name).labelled_by, *scored) == item["confirming_measures"][name]
 
 
 def test_everyone_gets_the_same_conditions_and_seeds(result: tuple[Path, dict[str, Any]]) -> None:
@@ -318,11 +318,11 @@ def test_on_photographs_every_gate_is_measured_under_blind_evidence(world: dict[
         edit = to_tensor(edits[f"{item['condition_id']}.{item['seed']}.{item['policy']}"])
         source, mask = to_tensor(shards[f"{item['condition_id']}.image"]), to_mask(shards[f"{item['condition_id']}.mask"])
         asked = Edit(edit, source, mask, item["prompt"])
-        assert set(item["measures"]) == set(item["acceptance_measures"]) == set(TAXONOMY.task(item["task"]).dimensions)
+        assert set(item["measures"]) == set(item["confirming_measures"]) == set(TAXONOMY.task(item["task"]).dimensions)
         for name in item["measures"]:
             dimension = TAXONOMY.dimension(name)
             assert blind(dimension.measured_by, asked, loaded) == pytest.approx(item["measures"][name])
-            assert blind(dimension.confirmed_by, asked, loaded) == pytest.approx(item["acceptance_measures"][name])
+            assert blind(dimension.confirmed_by, asked, loaded) == pytest.approx(item["confirming_measures"][name])
 
 
 def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: tuple[float, float] = (0.5, 0.5)) -> Item:
@@ -339,7 +339,7 @@ def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: 
         policy_digest="",
         judge_digest="",
         measures={"removal_quality": value} if kind == "scene" else {},
-        acceptance_measures={"removal_quality": -value} if kind == "scene" else {},
+        confirming_measures={"removal_quality": -value} if kind == "scene" else {},
         judge={} if policy == "base" else {"base": {"removal_quality": list(p)}},
         preservation_psnr=30.0,
         outside_similarity=0.98,
@@ -349,17 +349,17 @@ def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: 
 def test_win_rate_by_hand() -> None:
     """One win, one loss, two ties within two percent; the judge is right once, biased to the first once, wrong twice.
 
-    The acceptance measure is turned round, and finds a tie where a win was by less than two percent of it.
+    The confirming measure is turned round, and finds a tie where a win was by less than two percent of it.
     """
     items = [_item("base", name, -0.1) for name in "abcd"]
     items += [_item("ema", "a", -0.05, p=(0.9, 0.2)), _item("ema", "b", -0.2, p=(0.9, 0.8)), _item("ema", "c", -0.1015, p=(0.3, 0.9))]
     items += [_item("ema", "d", -0.0985, p=(0.3, 0.9))]
-    items[-1]["acceptance_measures"] = {"removal_quality": 0.2}
+    items[-1]["confirming_measures"] = {"removal_quality": 0.2}
     figures = recompute(items, TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02, resamples=200)
     ema = figures["policy"]["ema"]
     assert ema["mean_win_rate"] == ema["cells"][0]["win_rate"] == 0.5
     assert ema["cells"][0]["judge_win_rate"] == 0.5
-    assert ema["acceptance_mean_win_rate"] == ema["cells"][0]["acceptance_win_rate"] == 0.625  # a loss, a win, a tie and a win
+    assert ema["confirming_mean_win_rate"] == ema["cells"][0]["confirming_win_rate"] == 0.625  # a loss, a win, a tie and a win
     assert ema["judge_agreement"] == 0.5
     assert figures["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
     assert [(row["task"], row["n"], row["win_rate"]) for row in ema["tasks"][3:]] == [("extend_free", 0, None), ("remove", 4, 0.5)]

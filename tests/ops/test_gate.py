@@ -61,7 +61,7 @@ GOOD: dict[str, dict[str, Any]] = {
                     "mean_win_rate": 0.6,
                     "mean_lo": 0.52,
                     "mean_hi": 0.7,
-                    "acceptance_mean_lo": 0.46,
+                    "confirming_mean_lo": 0.46,
                     "preservation_psnr": 30.0,
                     "base_preservation_psnr": 30.2,
                     "outside_similarity": 0.97,
@@ -149,8 +149,8 @@ UNSOUND = [
     ("policy-ema", lambda m: m.update(preservation_psnr=29.6), "policy_preserved", 0.6),
     ("evaluation", lambda m: m["policy"]["ema"].update(mean_win_rate=0.54), "win_rate", 0.54),
     ("evaluation", lambda m: m["policy"]["ema"].update(mean_lo=0.5), "win_rate_lo", 0.5),
-    ("evaluation", lambda m: m["policy"]["ema"].update(acceptance_mean_lo=0.44), "acceptance_lo", 0.44),
-    ("evaluation", lambda m: m["policy"]["ema"].pop("acceptance_mean_lo"), "acceptance_lo", None),
+    ("evaluation", lambda m: m["policy"]["ema"].update(confirming_mean_lo=0.44), "confirming_lo", 0.44),
+    ("evaluation", lambda m: m["policy"]["ema"].pop("confirming_mean_lo"), "confirming_lo", None),
     ("evaluation", lambda m: m["policy"]["ema"]["tasks"][1].update(lo=0.29), "task_lo", 0.29),
     ("evaluation", lambda m: m["policy"]["ema"]["tasks"][1].update(lo=None), "task_lo", None),
     ("evaluation", lambda m: m["policy"]["ema"]["tasks"][2].update(n_without_truth=3), "ground_truth", 1),
@@ -265,7 +265,7 @@ def test_a_task_without_ground_truth_is_named_with_what_to_do(tmp_path: Path) ->
         ema = metrics["policy"]["ema"]
         nothing = {"n": 0, "n_without_truth": 4, "win_rate": None, "lo": None, "hi": None}
         ema.update(
-            mean_win_rate=None, mean_lo=None, acceptance_mean_lo=None, cells=[], tasks=[{**row, **nothing} for row in ema["tasks"][:2]]
+            mean_win_rate=None, mean_lo=None, confirming_mean_lo=None, cells=[], tasks=[{**row, **nothing} for row in ema["tasks"][:2]]
         )
 
     gates = check("evaluation", artifact(tmp_path / "a", "evaluation", changed("evaluation", blind)), GateConfig())
@@ -276,7 +276,7 @@ def test_a_task_without_ground_truth_is_named_with_what_to_do(tmp_path: Path) ->
         "task_lo",
         "cell_lo",
         "hacked_cells",
-        "acceptance_lo",
+        "confirming_lo",
     }
     (named,) = [gate for gate in failed if gate.measure is not None]
     assert named is gates[0] and named.measure == 2

@@ -55,7 +55,7 @@ def evaluation_of(policy: Path, folder: Path) -> Path:
                     policy_digest=directory_digest(policy)[0] if name == "ema" else f"of {name}",
                     judge_digest="",
                     measures={"removal_quality": score} if index < 4 else {},
-                    acceptance_measures={"removal_quality": score} if index < 4 else {},
+                    confirming_measures={"removal_quality": score} if index < 4 else {},
                     judge={} if name == "base" else {"base": {"removal_quality": [0.8, 0.3]}},
                     preservation_psnr=33.125 if name == "ema" else 30.5,
                     outside_similarity=0.97,

@@ -110,7 +110,7 @@ def _evaluation(folder: Path, curated: Path, rng: np.random.Generator) -> None:
                         policy_digest="",
                         judge_digest="",
                         measures=measures,
-                        acceptance_measures=measures,
+                        confirming_measures=measures,
                         judge=opinions,
                         preservation_psnr=30 + blur / 10,
                         outside_similarity=0.9 + blur / 100,

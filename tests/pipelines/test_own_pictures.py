@@ -88,7 +88,7 @@ def test_one_task_on_photographs_alone_ends_in_a_release_under_blind_evidence(
     assert facts["second_judge"]["base"]["static"]["n"] == facts["policy"]["static"]["tasks"][-1]["n"]
     asked = {gate["name"]: gate for gate in facts["gates"]}
     assert asked["ground_truth"]["passed"] and "not asked under `evidence: blind`" in asked["ground_truth"]["description"]
-    assert all(asked[name]["measure"] is not None for name in ("win_rate", "win_rate_lo", "task_lo", "hacked_cells", "acceptance_lo"))
+    assert all(asked[name]["measure"] is not None for name in ("win_rate", "win_rate_lo", "task_lo", "hacked_cells", "confirming_lo"))
     page = (workspace.reports / "2" / "report.html").read_text()
     assert "Image fill, Text rendering, Image extend, Image extend without prompt. The mean leaves these tasks out." in page
     card = next(workspace.store.get(workspace.store.versions("release")[-1].ref).glob("README.md")).read_text()
