@@ -106,7 +106,8 @@ def main() -> None:
             f"{row['task']:12} {row['dimension']:16} agree {row['agreement']:.2f} ({row['lo']:.2f} to {row['hi']:.2f}), n {row['n']}{share}"
         )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"command": "python -m benchmarks.measures", "cells": rows}, indent=2) + "\n")
+    command = f"python -m benchmarks.measures --per-task {arguments.per_task}"
+    arguments.out.write_text(json.dumps({"command": command, "cells": rows}, indent=2) + "\n")
     if arguments.sheets:
         arguments.sheets.mkdir(parents=True, exist_ok=True)
         for (task, dimension), cell in found.items():
