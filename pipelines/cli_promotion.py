@@ -55,6 +55,17 @@ def show(digest: Digest, home: HomeOption = None) -> None:
 
 
 @promotion_app.command()
+def tag(digest: Digest, label: Annotated[str, typer.Argument(help="Small letters, digits, - and _.")], home: HomeOption = None) -> None:
+    """Give a version a label that never moves, shown by `versions`."""
+    from pipelines.home import enter
+
+    _, workspace = enter(None, home)
+    version = workspace.store.version(digest)
+    workspace.store.tag(version.ref, label)
+    print(f"{version.ref.name} v{version.number} ({version.ref.digest[:8]}) is labelled {label}")
+
+
+@promotion_app.command()
 def diff(old: Digest, new: Digest, home: HomeOption = None) -> None:
     """What differs between two versions: parents, configuration, figures, files."""
     from pipelines.home import enter

@@ -35,6 +35,8 @@ def version_lines(store: ArtifactStore, keys: Keys, name: str | None, *, verify:
         for stage in STAGES:
             if ref := store.stage(artifact, stage):
                 pointers.setdefault((artifact, ref.digest), []).append(stage)
+        for label, ref in store.tags(artifact).items():
+            pointers.setdefault((artifact, ref.digest), []).append(f"label {label}")
     approved = {move.digest for move in store.moves(RELEASE, APPROVED)}
     yield f"{'name':16} {'version':>7}  {'digest':12} {'size':>10}  {'made':19}  {'run':8}  stages"
     for version in versions:

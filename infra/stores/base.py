@@ -206,6 +206,17 @@ class ArtifactStore(ABC):
         """
 
     @abstractmethod
+    def tag(self, ref: ArtifactRef, label: str) -> None:
+        """Give a version a label that never moves. The same again changes nothing.
+
+        Raises StoreError for a label that another version of the name has, or that cannot be one; UnknownVersion.
+        """
+
+    @abstractmethod
+    def tags(self, name: str) -> dict[str, ArtifactRef]:
+        """Label -> the version of `name` that has it."""
+
+    @abstractmethod
     def moves(self, name: str, stage: str | None = None) -> list[StageMove]:
         """Every stage move, oldest first."""
 
@@ -230,3 +241,9 @@ def only(versions: list[Version], digest: str) -> Version:
     if not found:
         raise UnknownVersion(f"The store holds no version {digest!r}.", "`onereward versions` lists them; give 8 digits or more.")
     return found[-1]
+
+
+def refuse_other(taken: ArtifactRef, ref: ArtifactRef, label: str) -> None:
+    """Raises StoreError where `taken`, the version that has the label, is another than `ref`."""
+    if taken.digest != ref.digest:
+        raise StoreError(f"The label {label} of {ref.name} is {taken.digest[:12]}'s already.", "Labels never move: choose another.")

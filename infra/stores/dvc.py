@@ -46,6 +46,7 @@ from infra.stores.base import (
     check_name,
     directory_digest,
     file_changes,
+    refuse_other,
 )
 from infra.stores.cache import Cache
 from infra.stores.content import Remembered, StoredFile, digest_of, metered, walk
@@ -56,6 +57,7 @@ from infra.stores.remote import DVC_CONFIG, Remote, quiet_dvc
 from models.errors import DigestMismatch, DiskFull, OneRewardError, StoreError
 
 LOCK_TIMEOUT_S = 300.0  # ours: no lock is held while bytes are copied, but for a `get` of the same digest
+LABELS = "label/"  # git tags without @ and #: GTO leaves them alone
 
 
 class DvcStore(ArtifactStore):
@@ -194,6 +196,22 @@ class DvcStore(ArtifactStore):
                     self.history.tag(registered, commit, f"{ref.name} {version.number}, digest {ref.digest}\n")
                 self.history.tag(f"{ref.name}#{stage}#{counter}", commit, json.dumps(dataclasses.asdict(move), indent=2) + "\n")
         return move
+
+    def tag(self, ref: ArtifactRef, label: str) -> None:
+        check_name(label)
+        with self._errors(f"tag {ref.name}"), self._locked():
+            version = self._version(ref.name, ref.digest)
+            taken = self.tags(ref.name).get(label)
+            if taken is not None:
+                refuse_other(taken, ref, label)
+                return
+            with self._writing(ref.name):
+                commit = self.history.introduced(record_path(ref.name, version.number), f"{ref.name} {version.number}: ")
+                self.history.tag(f"{LABELS}{ref.name}/{label}", commit, f"{ref.digest}\n")
+
+    def tags(self, name: str) -> dict[str, ArtifactRef]:
+        prefix = f"{LABELS}{name}/"
+        return {tag.removeprefix(prefix): self._version(name, said.strip()).ref for tag, said in self.history.tags(prefix).items()}
 
     def moves(self, name: str, stage: str | None = None) -> list[StageMove]:
         pattern = re.compile(rf"{re.escape(name)}#(?P<stage>{NAME.pattern})#(?P<counter>\d+)")

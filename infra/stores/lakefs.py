@@ -50,6 +50,7 @@ from infra.stores.base import (
     directory_digest,
     file_changes,
     newest,
+    refuse_other,
 )
 from infra.stores.content import FileStat, digest_of, hash_files, in_parallel, metered, walk
 from infra.stores.lakefs_server import MAIN, Missing, Server, Taken
@@ -255,6 +256,21 @@ class LakeFSStore(ArtifactStore):
             if not self.server.holds(MAIN, _place(member.ref)):
                 message = f"{member.ref.name} {member.number}, for {move.stage} of {version.ref.name} {version.number}"
                 self.server.merge(_tag(member), MAIN, message, evidence)
+
+    def tag(self, ref: ArtifactRef, label: str) -> None:
+        check_name(label)
+        with self._errors(f"tag {ref.name}"):
+            version = self._version(ref.name, ref.digest)
+            try:
+                self.server.tag(f"{ref.name}.label.{label}", self._tags(_tag(version))[_tag(version)])
+            except Taken:
+                refuse_other(self.tags(ref.name)[label], ref, label)
+
+    def tags(self, name: str) -> dict[str, ArtifactRef]:
+        with self._errors("be read"):
+            prefix, commits = f"{name}.label.", {commit: tag for tag, commit in self._tags(f"{name}.v").items()}
+            refs = {_tag(version): version.ref for version in self.versions(name)}
+            return {tag.removeprefix(prefix): refs[commits[commit]] for tag, commit in self._tags(prefix).items()}
 
     def moves(self, name: str, stage: str | None = None) -> list[StageMove]:
         with self._errors("be read"):

@@ -199,6 +199,19 @@ class StoreContract:
             store.assign(ref, "production", approver="me", reason="r", seal=refuse)
         assert self.reopen(store).moves("release") == [first, sealed]
 
+    def test_a_label_never_moves(self, store: ArtifactStore, tmp_path: Path) -> None:
+        first, second = (store.put("policy", folder_with(tmp_path / text, a=text)) for text in ("one", "two"))
+        assert store.tags("policy") == {}
+        store.tag(first, "spring")
+        store.tag(first, "spring")
+        store.tag(second, "summer")
+        with pytest.raises(StoreError, match="Labels never move"):
+            store.tag(second, "spring")
+        with pytest.raises(StoreError):
+            store.tag(first, "../up")
+        assert store.tags("policy") == {"spring": first, "summer": second}
+        assert store.moves("policy") == []
+
     def test_stages_follow_the_highest_counter_within_one_second(self, store: ArtifactStore, tmp_path: Path) -> None:
         one, two = (store.put("release", folder_with(tmp_path / str(n), x=str(n))) for n in (1, 2))
         path = [one, two, one, two, one]
