@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infra.data import ensure_data
 from models.blind import WITH_CLIP, Edit, blind
 from models.clip import Clip
 from models.flux_fill.loading import load_pipeline
@@ -29,12 +30,12 @@ from models.mini.measures import measure
 from models.mini.scenes import Scene, render_scene
 from models.taxonomy import Taxonomy
 from ops.pretrain_policy import scene_request
-from ops.statistics import clustered_mean, outcome
+from ops.statistics import clustered_mean
+from ops.win_rates import TIE_TOLERANCE, won
 
-BASE = Path("data/mini/flux-fill")
+ROOT = Path(__file__).parents[1]
 FIRST_SCENE = 7_000_000  # ours: scenes that neither the base nor the chain has met
 PER_SCENE, STEPS, CFG = 4, (4, 8), (1.0, 4.0)  # candidates and what is drawn for them: as ops/generate.py
-TIE = 0.02  # the tie tolerance of ops/evaluate.py
 
 
 class _Request(NamedTuple):
@@ -78,7 +79,7 @@ def agreement(scores: list[list[float]], truth: list[list[float]]) -> tuple[floa
     values, scenes = [], []
     for scene, (ours, known) in enumerate(zip(scores, truth, strict=True)):
         for a, b in itertools.combinations(range(len(known)), 2):
-            verdict, said = (outcome(row[a] - row[b], TIE * max(abs(row[a]), abs(row[b]))) for row in (known, ours))
+            verdict, said = (won(row[a], row[b], TIE_TOLERANCE) for row in (known, ours))
             if verdict != 0.5:
                 values.append(0.5 if said == 0.5 else float(said == verdict))
                 scenes.append(scene)
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, help="folder of a CLIP checkpoint")
     arguments = parser.parse_args()
     taxonomy, clip = Taxonomy.load(), Clip.load(arguments.clip) if arguments.clip else None
-    sampler = Sampler(load_pipeline(BASE))
+    sampler = Sampler(load_pipeline(ensure_data(ROOT) / "mini" / "flux-fill"))
     print("| task | dimension | pairs | `measured_by` | `confirmed_by` | `labelled_by` |\n| --- | --- | --- | --- | --- | --- |")
     with torch.inference_mode():
         for task in taxonomy.active:

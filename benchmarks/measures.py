@@ -25,12 +25,12 @@ from models.records import Candidate, Condition, read_rows
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
 from ops.pictures import grid, overlay
-from ops.statistics import clustered_mean, outcome
+from ops.statistics import clustered_mean
+from ops.win_rates import TIE_TOLERANCE, won
 from pipelines.home import enter
 
 ROOT = Path(__file__).parents[1]
 SHOWN, PER_ROW = 24, 12  # of each end
-TIE_TOLERANCE = 0.02
 Scored = tuple[Candidate, dict[str, float]]  # family -> score
 
 
@@ -61,8 +61,7 @@ def agreement(cell: dict[str, list[Scored]]) -> dict[str, Any]:
     agreed, one_step = [], []
     for rows in cell.values():
         best, worst = (pick(rows, key=lambda row: row[1]["annotator"]) for pick in (max, min))
-        ours, theirs = best[1]["acceptance"], worst[1]["acceptance"]
-        agreed.append(outcome(ours - theirs, TIE_TOLERANCE * max(abs(ours), abs(theirs))))
+        agreed.append(won(best[1]["acceptance"], worst[1]["acceptance"], TIE_TOLERANCE))
         if (best[0].stop is None) != (worst[0].stop is None):
             one_step.append(best[0].stop is not None)
     rate = clustered_mean(agreed, list(cell))

@@ -29,7 +29,8 @@ class Line(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _engine() -> Any:
+def engine() -> Any:
+    """RapidOCR itself, loaded once."""
     from rapidocr import RapidOCR  # loads networks: only where lettering is read
 
     return RapidOCR(params={"Global.log_level": "error", "EngineConfig.onnxruntime.intra_op_num_threads": torch.get_num_threads()})
@@ -42,7 +43,7 @@ def read(picture: Tensor, *, find: bool) -> list[Line]:
     size = (round(height * scale), round(width * scale))
     large = F.interpolate(picture[None].clamp(0, 1), size, mode="bicubic", antialias=True)[0].clamp(0, 1)
     pixels = (large.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)[:, :, ::-1]  # the networks take BGR
-    found = _engine()(pixels, use_det=find, use_cls=False, use_rec=True)
+    found = engine()(pixels, use_det=find, use_cls=False, use_rec=True)
     return [Line(text, float(score)) for text, score in zip(found.txts or (), found.scores or (), strict=True)]
 
 

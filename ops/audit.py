@@ -117,13 +117,15 @@ def _head(name: str, keys: Keys) -> tuple[int, str] | None:
     try:
         said = json.loads(path.read_text())
         signature = said.pop("signature")
-        if said["name"] == name and keys.signed(_json(said), signature):
-            return said["counter"], said["entry"]
+        trusted = said["name"] == name and keys.signed(_json(said), signature)
+        newest = said["counter"], said["entry"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise AuditBroken(f"The head {path} is not signed by a trusted key.", REMEDY)
+        trusted = False  # what cannot be read, was cut or was edited vouches for nothing
+    if not trusted:
+        raise AuditBroken(f"The head {path} is not signed by a trusted key.", REMEDY)
+    return newest
 
 
 def _text(move: StageMove) -> bytes:

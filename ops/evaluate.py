@@ -43,7 +43,7 @@ from ops.measure_edits import Evidence, Job, Kept, Opinions, measured, require_c
 from ops.pictures import grid, overlay, table
 from ops.policy_health import preservation, shown_pasted
 from ops.second_opinion import figures, second_opinions
-from ops.win_rates import BASE, COUNTED, PRODUCTION, SCENE, recompute, win_rate_plot, write_items
+from ops.win_rates import BASE, COUNTED, PRODUCTION, SCENE, TIE_TOLERANCE, recompute, win_rate_plot, write_items
 
 RAW = ".raw"  # behind the key of an edit before it was pasted, kept where the judge was fitted to such
 
@@ -69,7 +69,9 @@ class EvaluateConfig(OpConfig):
     guidance_scale: float = pydantic.Field(1.0, ge=0, description="Distilled guidance; 1.0 in the authors' demos.")
     negative_prompt: str = pydantic.Field("nsfw", description="Negative prompt; the authors' demos use this one.")
     batch_size: int = pydantic.Field(16, ge=1, description="Edits sampled or judged at once (ours).")
-    tie_tolerance: float = pydantic.Field(0.02, ge=0, lt=1, description="Measures that differ by this share or less are a tie (ours).")
+    tie_tolerance: float = pydantic.Field(
+        TIE_TOLERANCE, ge=0, lt=1, description="Measures that differ by this share or less are a tie (ours)."
+    )
     confidence: float = pydantic.Field(0.95, gt=0, lt=1, description="Level of every interval (ours).")
     resamples: int = pydantic.Field(2000, ge=100, description="Bootstrap draws of photographs and scenes (ours).")
     grid_rows: int = pydantic.Field(4, ge=1, description="Rows of each side-by-side picture (ours).")

@@ -99,9 +99,21 @@ def fit_reward(
     validation = _pick(rows, "validation", config.max_validation_pairs, config.seed)
     first, second = _shares(train, origins_of(curated, train), config.second_share)  # fails early when artifacts do not belong together
     images = PairImages(curated, candidates, config.paste_source)
-    told = _fit_second(config, base_judge, taxonomy, images, second, validation, out / SECOND, progress) if second else None
-    fit = _fit(config, base_judge, taxonomy, images, first, validation, progress, "fit_reward")
-    fit.save(out)
+
+    def fitted(share: Sequence[Pair], place: Path, seed: int, label: str) -> _Fit:
+        """A judge fitted to `share` and saved, with the record of its fitting."""
+        judge = Judge.load(base_judge, taxonomy, getattr(torch, config.dtype))
+        judge.model.to(default_device())
+        if config.gradient_checkpointing:
+            judge.model.activation_checkpointing_enable()
+        fit = _Fit(config.model_copy(update={"seed": seed}), judge, taxonomy, images, validation, progress, label)
+        fit.run(share)
+        fit.save(place)
+        return fit
+
+    # the second one's weights are gone before the first is loaded: at full size both would not fit
+    told = _second_report(fitted(second, out / SECOND, config.seed + 1, "fit_reward, second judge"), len(second)) if second else None
+    fit = fitted(first, out, config.seed, "fit_reward")
     metrics, figures = _report(fit, len(first), origins_of(curated, validation))
     metrics["second"] = told
     _write_lines(out / "curve.jsonl", fit.curve)
@@ -111,42 +123,10 @@ def fit_reward(
     return metrics
 
 
-def _fit(
-    config: FitRewardConfig,
-    base_judge: Path,
-    taxonomy: Taxonomy,
-    images: PairImages,
-    train: Sequence[Pair],
-    validation: Sequence[Pair],
-    progress: Progress,
-    label: str,
-) -> _Fit:
-    """A judge fitted to `train`, with the record of its fitting."""
-    judge = Judge.load(base_judge, taxonomy, getattr(torch, config.dtype))
-    judge.model.to(default_device())
-    if config.gradient_checkpointing:
-        judge.model.activation_checkpointing_enable()
-    fit = _Fit(config, judge, taxonomy, images, validation, progress, label)
-    fit.run(train)
-    return fit
-
-
-def _fit_second(
-    config: FitRewardConfig,
-    base_judge: Path,
-    taxonomy: Taxonomy,
-    images: PairImages,
-    train: Sequence[Pair],
-    validation: Sequence[Pair],
-    out: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Fit the judge that watches into `out`, from another seed; what metrics.json says of it."""
-    config = config.model_copy(update={"seed": config.seed + 1})
-    fit = _fit(config, base_judge, taxonomy, images, train, validation, progress, "fit_reward, second judge")
-    fit.save(out)
-    right = mean_over_cells(validation, decisions(*fit.best_odds)[0])
-    return {"mean_accuracy": right, "pairs_train": len(train), "best_step": fit.best_step}
+def _second_report(fit: _Fit, pairs_train: int) -> dict[str, Any]:
+    """What metrics.json says of the judge that watches."""
+    right = mean_over_cells(fit.validation, decisions(*fit.best_odds)[0])
+    return {"mean_accuracy": right, "pairs_train": pairs_train, "best_step": fit.best_step}
 
 
 def _shares(train: list[Pair], origins: Sequence[str], share: float) -> tuple[list[Pair], list[Pair]]:

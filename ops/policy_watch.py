@@ -1,8 +1,8 @@
 """What becomes of a policy while it is trained, and which of its checkpoints to deliver, without asking the truth.
 
-    watch = Watch(sampler, base, judge, second, shards, conditions, taxonomy, steps=8, ...)
-    watch.look(policy, 20)                 # rows for checkpoints.jsonl
-    watch.choose()                         # the step of the checkpoint to deliver
+    watch = Watch(sampler, base, judge, second, shards, conditions, taxonomy, settings={"steps": 8, ...}, ...)
+    watch.look(policy, 20, progress, "step 20")     # adds to `watch.rows`, the lines of checkpoints.jsonl
+    watch.best                                      # the step of the checkpoint to deliver
 
 Validation conditions are edited by policy and base from the same noise. Two judges compare each pair in both orders: the one that rewards,
 and a second one, fitted on labels of other source images, which the policy has never been trained against. Over-optimisation shows as the
@@ -31,8 +31,7 @@ from models.records import Condition
 from models.shards import ShardReader
 from models.taxonomy import Task, Taxonomy
 from ops.statistics import nested_mean, outcome
-
-TIE_TOLERANCE = 0.02  # ours: as in evaluation
+from ops.win_rates import SCENE, TIE_TOLERANCE, won
 
 
 class Look(TypedDict):
@@ -145,14 +144,13 @@ class Watch:
 
     def _measured(self, place: int, dimension: str, after: Tensor, before: Tensor) -> float | None:
         condition, key = self.conditions[place], f"{self.conditions[place].id}.target"
-        if condition.kind != "scene" or key not in self.shards:
+        if condition.kind != SCENE or key not in self.shards:
             return None
         target, mask, name = to_tensor(self.shards[key]), self._sources[place][1], self.taxonomy.dimension(dimension).accepted_by
         score = partial(accept, name, target=target, mask=mask, truth=condition.truth, prompt=condition.prompt)
         if (place, dimension) not in self._scores:
             self._scores[place, dimension] = score(image=before)
-        ours, theirs = score(image=after), self._scores[place, dimension]
-        return outcome(ours - theirs, TIE_TOLERANCE * max(abs(ours), abs(theirs)))
+        return won(score(image=after), self._scores[place, dimension], TIE_TOLERANCE)
 
     @property
     def best(self) -> int | None:

@@ -125,8 +125,9 @@ def train_policy(
     done = trainer.resume(checkpoints)
     if done:
         progress.say(f"policy {mode}: resumed after iteration {done}")
+    left = range(0) if trainer.watch.stale(config.patience) else range(done, config.iterations)  # killed after its last checkpoint
     with progress.bar(f"policy {mode}", config.iterations, "step", initial=done) as bar:
-        for step in range(done, config.iterations):
+        for step in left:
             row = trainer.iterate(step)
             bar.advance(1, loss=row["loss"], reward=row["reward"])
             due = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.iterations

@@ -26,6 +26,7 @@ from ops.pictures import rates
 from ops.statistics import Estimate, clustered_mean, nested_mean, outcome, p_below
 
 BASE, PRODUCTION = "base", "production"
+TIE_TOLERANCE = 0.02  # ours: measures that differ by this share or less are a tie
 SCENE = "scene"  # the kind of condition whose perfect edit is known
 COUNTED = {"ground_truth": "by ground truth", "blind": "by measures that need no target"}  # evidence, in words
 
@@ -86,7 +87,7 @@ def duels(items: Sequence[Item], policy: str, opponent: str, tie_tolerance: floa
         for dimension, (forward, backward) in item["judge"][opponent].items():
             known = dimension in item["measures"]
             truth, confirming = (
-                _won(item[family][dimension], other[family][dimension], tie_tolerance) if known else None
+                won(item[family][dimension], other[family][dimension], tie_tolerance) if known else None
                 for family in ("measures", "confirming_measures")
             )
             preferred = outcome((forward + 1 - backward) / 2 - 0.5)
@@ -94,7 +95,8 @@ def duels(items: Sequence[Item], policy: str, opponent: str, tie_tolerance: floa
     return found
 
 
-def _won(ours: float, theirs: float, tie_tolerance: float) -> float:
+def won(ours: float, theirs: float, tie_tolerance: float) -> float:
+    """1, 1/2 or 0: one measure of an edit against the opponent's, a tie where they differ by that share of the larger or less."""
     return outcome(ours - theirs, tie_tolerance * max(abs(ours), abs(theirs)))
 
 

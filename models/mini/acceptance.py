@@ -26,6 +26,7 @@ from models.errors import ConfigError
 from models.images import to_tensor
 from models.mini.measures import inside, luma
 from models.mini.scenes import COLOURS, SUPERSAMPLE, TONES, WORDS, draw_sign
+from models.ocr import engine
 
 SSIM_WINDOW = 7  # px, scikit-image's default
 VISIBLE_DELTA_E = 10.0  # ours: CIEDE2000 at which two pixels plainly differ at a glance
@@ -140,20 +141,6 @@ def _spectrum_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict
     return -float(np.abs(np.log10(power(image) + SPECTRUM_FLOOR) - np.log10(power(target) + SPECTRUM_FLOOR)).mean())
 
 
-@lru_cache(maxsize=1)
-def _reader() -> Callable[[np.ndarray], tuple[str, float]]:
-    """RapidOCR's recognition network (it ships inside its wheel), on one line of text: RGB [H, W, 3] uint8 -> (text, confidence)."""
-    from rapidocr import RapidOCR  # loads a network: only where lettering is judged
-
-    engine = RapidOCR(params={"Global.log_level": "error", "EngineConfig.onnxruntime.intra_op_num_threads": torch.get_num_threads()})
-
-    def read(line: np.ndarray) -> tuple[str, float]:
-        found = engine(line[:, :, ::-1], use_det=False, use_cls=False, use_rec=True)
-        return (found.txts[0], float(found.scores[0])) if found.txts else ("", 0.0)
-
-    return read
-
-
 def _word_read(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
     """How much of the word OCR reads: similarity of the strings (Ratcliff-Obershelp, 0 to 1), case ignored, times its confidence."""
     if "word" not in truth:
@@ -161,7 +148,9 @@ def _word_read(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any
     x0, y0, x1, y1 = truth["word"]["box"]
     line = image[:, y0:y1, x0:x1].clamp(0, 1)
     line = torch.nn.functional.interpolate(line[None], scale_factor=OCR_SCALE, mode="bicubic", antialias=True)[0].clamp(0, 1)
-    text, confidence = _reader()((line.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+    pixels = (line.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)[:, :, ::-1]  # the network takes BGR
+    found = engine()(pixels, use_det=False, use_cls=False, use_rec=True)
+    text, confidence = (found.txts[0], float(found.scores[0])) if found.txts else ("", 0.0)
     return confidence * difflib.SequenceMatcher(None, text.casefold(), truth["word"]["text"].casefold()).ratio()
 
 
