@@ -7,8 +7,9 @@
     export_labels(Path("all.jsonl"), labels, digest)
 
 The scripted annotator knows the perfect edit of a condition and ranks by the measure that the taxonomy names for the
-dimension. Like a person it errs (`error_rate`) and gives up where candidates hardly differ (`tie_margin`; the paper
-discards such dimensions). A line of people's labels, as `import_labels` reads and `export_labels` writes it:
+dimension. Like a person it errs (`error_rate`; never on the test split, by which judges are measured) and gives up where
+candidates hardly differ (`tie_margin`; the paper discards such dimensions). A line of people's labels, as `import_labels`
+reads and `export_labels` writes it:
 
     {"condition_id": "..", "annotator": "..", "shown": [candidate ids in order], "labels": {"structure": {"best": "..", "worst": ".."},
      "aesthetics": {"tie": true}}}
@@ -49,7 +50,9 @@ class LabelConfig(OpConfig):
 
     scripted: bool = pydantic.Field(True, description="Let the scripted annotator label; off, only imported labels are taken (ours).")
     annotator: str = pydantic.Field("scripted", min_length=1, description="Its name in the label database (ours).")
-    error_rate: float = pydantic.Field(0.05, ge=0, le=1, description="How often it swaps best and worst (ours).")
+    error_rate: float = pydantic.Field(
+        0.05, ge=0, le=1, description="How often it swaps best and worst; never on the test split, which is the yardstick (ours)."
+    )
     tie_margin: float = pydantic.Field(
         0.5,
         ge=0,
@@ -173,7 +176,8 @@ def _judge(
     ]  # one order for all dimensions, as a person sees them
     best, worst = max(shown, key=scores.__getitem__), min(shown, key=scores.__getitem__)
     tie = scores[best] - scores[worst] <= config.tie_margin * spread[condition.task, dimension]
-    if np.random.default_rng([*own, zlib.crc32(dimension.encode())]).random() < config.error_rate:
+    errs = np.random.default_rng([*own, zlib.crc32(dimension.encode())]).random() < config.error_rate
+    if errs and condition.split != "test":
         best, worst = worst, best
     return Preference(
         condition_id=condition.id,

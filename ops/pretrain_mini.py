@@ -25,6 +25,7 @@ from pydantic import Field
 from infra.progress import Progress
 from infra.stores.base import directory_digest
 from models.config import OpConfig
+from models.errors import ConfigError
 from models.flux_fill.loading import forget_origin, load_pipeline
 from models.judge import Judge
 from models.mini.build import build_flux_fill, build_vae
@@ -36,6 +37,7 @@ from ops.pretrain_vae import pretrain_vae
 
 RECIPE = "recipe.json"
 PARTS = {"vae": "vae", "policy": "flux-fill", "judge": "judge"}  # and their folders
+KEPT_FROM = {**PARTS, "vae": "flux-fill/vae"}  # where a finished base has them
 DRAFT = "draft"
 NEGATIVES = ("nsfw", "blurry", "low quality", "")
 
@@ -43,18 +45,18 @@ NEGATIVES = ("nsfw", "blurry", "low quality", "")
 class PretrainConfig(OpConfig):
     """How long each part of the mini base is trained."""
 
-    vae_steps: int = Field(2200, ge=1, description="autoencoder steps (ours)")
+    vae_steps: int = Field(2200, ge=0, description="autoencoder steps; 0 keeps the start's (ours)")
     vae_batch: int = Field(32, ge=1, description="autoencoder batch (ours)")
     vae_learning_rate: float = Field(2.5e-3, gt=0, description="autoencoder learning rate of AdamW (ours)")
     vae_muon_rate: float = Field(0.02, gt=0, description="autoencoder learning rate of Muon (ours)")
     requests: int = Field(8000, ge=64, description="editing requests the policy is trained on (ours)")
-    policy_steps: int = Field(3000, ge=1, description="flow-matching steps (ours)")
+    policy_steps: int = Field(3000, ge=0, description="flow-matching steps; 0 keeps the start's (ours)")
     policy_batch: int = Field(64, ge=1, description="flow-matching batch (ours)")
     policy_learning_rate: float = Field(1.2e-3, gt=0, description="flow-matching learning rate of AdamW (ours)")
     policy_muon_rate: float = Field(0.02, gt=0, description="flow-matching learning rate of Muon (ours)")
     judge_requests: int = Field(1000, ge=64, description="requests whose edits the judge is trained on (ours)")
     judge_dense_steps: int = Field(350, ge=1, description="steps of dense supervision of the vision tower (ours)")
-    judge_compare_steps: int = Field(420, ge=1, description="steps of comparison on scores (ours)")
+    judge_compare_steps: int = Field(420, ge=0, description="steps of comparison on scores; 0 keeps the start's judge (ours)")
     judge_learning_rate: float = Field(1.5e-3, gt=0, description="judge peak learning rate (ours)")
     seed: int = Field(0, description="seed of every draw (ours)")
 
@@ -97,23 +99,29 @@ def pretrain_mini(config: PretrainConfig, out: Path, progress: Progress, taxonom
     if place.exists():
         recipe["figures"] = json.loads(place.read_text())["figures"]
 
-    def part(name: str, work: Callable[[Path], dict[str, float]]) -> None:
-        """Let `work` fill the draft, which becomes the part once its figures are recorded: a part in its place needs nothing more."""
+    def part(name: str, steps: int, work: Callable[[Path], dict[str, float]]) -> None:
+        """Let `work`, or the start where no step is asked for, fill the draft, which becomes the part once its figures are recorded."""
         if (out / PARTS[name]).exists() or (name == "vae" and (out / PARTS["policy"]).exists()):  # the policy's folder holds the vae
             progress.say(f"pretrain {name}: kept from an earlier run")
             return
-        start = time.monotonic()
+        began = time.monotonic()
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        recipe["figures"][name] = {**work(draft), "seconds": round(time.monotonic() - start)}
+        if steps:
+            draft.mkdir()
+            recipe["figures"][name] = {**work(draft), "seconds": round(time.monotonic() - began)}
+        elif start:
+            shutil.copytree(start / KEPT_FROM[name], draft)
+            recipe["figures"][name] = recipe["start"]["figures"][name]
+        else:
+            raise ConfigError(f"{name}: 0 steps keep what the start has, and there is no start.", "Give --start, or steps.")
         record = draft / RECIPE
         record.write_text(json.dumps(recipe, indent=2) + "\n")
         record.replace(place)
         draft.replace(out / PARTS[name])
 
-    part("vae", lambda folder: _vae(config, start, folder, progress))
-    part("policy", lambda folder: _policy(config, start, out / PARTS["vae"], folder, progress, taxonomy))
-    part("judge", lambda folder: _judge(config, start, out / PARTS["policy"], folder, progress, taxonomy))
+    part("vae", config.vae_steps, lambda folder: _vae(config, start, folder, progress))
+    part("policy", config.policy_steps, lambda folder: _policy(config, start, out / PARTS["vae"], folder, progress, taxonomy))
+    part("judge", config.judge_compare_steps, lambda folder: _judge(config, start, out / PARTS["policy"], folder, progress, taxonomy))
     return recipe
 
 

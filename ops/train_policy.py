@@ -75,6 +75,13 @@ class TrainPolicyConfig(OpConfig):
     lora_alpha: int = Field(32, ge=1, description="LoRA scale (ours)")
     keep_weight: float = Field(0.0, ge=0, description="weight of the squared drift outside the mask; the paper has no such term (ours)")
     least_judged: float = Field(0.5, ge=0, le=1, description="cells whose judge accuracy's lower bound is under this give no reward (ours)")
+    difficulty_window: int = Field(
+        0,
+        ge=0,
+        description="tasks are drawn by p_k times the share of their comparisons still under the cap in so many of their last iterations; "
+        "0 draws by p_k alone (ours)",
+    )
+    least_difficulty: float = Field(0.1, gt=0, le=1, description="a task that is won keeps this share of its p_k (ours)")
     checkpoint_every: int = Field(50, ge=1, description="iterations between checkpoints, each compared with the base (ours)")
     patience: int = Field(0, ge=0, description="checkpoints in a row no better than the best before stopping; 0 never stops (ours)")
     watch_per_task: int = Field(
@@ -203,10 +210,10 @@ class Trainer:
         )
 
     def iterate(self, step: int) -> dict[str, Any]:
-        """One iteration of Algorithm 1 or 2. Its draws depend on (seed, step) alone, so a resumed run repeats nothing and skips nothing."""
+        """One iteration of Algorithm 1 or 2. Its draws depend on seed, step and earlier rows alone, so resuming skips nothing."""
         config = self.config
         rng = np.random.default_rng([config.seed, step])  # the same on every process: one task and one stop step per global batch
-        shares = np.array([task.probability for task in self.tasks])
+        shares = np.array([task.probability * self._difficulty(task.name) for task in self.tasks])
         task = self.tasks[rng.choice(len(self.tasks), p=shares / shares.sum())]
         stop = int(rng.integers(config.stop_low, config.stop_high + 1))
         pool = [c for c in self.conditions if c.task == task.name]
@@ -216,7 +223,8 @@ class Trainer:
         sources, masks, encoded = self._encode(batch[mine])
         loss, p_yes = self._loss(task, batch[mine], sources, masks, encoded, seeds[0, mine].tolist(), seeds[1, mine].tolist(), stop)
         # Equal shares: the mean over processes is the mean over the batch, and what one process finds wrong stops all of them.
-        shown, *rewards = self.accelerator.reduce(torch.cat([loss.detach()[None], p_yes.mean(1)]), "mean").tolist()
+        below = (p_yes < config.cap).float().mean()
+        shown, below, *rewards = self.accelerator.reduce(torch.cat([torch.stack([loss.detach(), below]), p_yes.mean(1)]), "mean").tolist()
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
         if not math.isfinite(shown):
@@ -226,11 +234,17 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), config.max_grad_norm)
         self.optimizer.step()
         self.average.follow(config.decay)
-        row = {"step": step + 1, "task": task.name, "stop": stop, "loss": shown, "grad_norm": float(norm or 0.0)}
+        row = {"step": step + 1, "task": task.name, "stop": stop, "loss": shown, "grad_norm": float(norm or 0.0), "below_cap": below}
         row["reward"] = sum(rewards) / len(rewards)
         row["rewards"] = dict(zip(self.rewarded[task.name], rewards, strict=True))
         self.rows.append(row)
         return row
+
+    def _difficulty(self, task: str) -> float:
+        """Share of the task's last comparisons that gave a gradient, at least `least_difficulty`; one for a task not drawn so far."""
+        window = self.config.difficulty_window
+        last = [row["below_cap"] for row in self.rows if row["task"] == task][-window:] if window else []
+        return max(self.config.least_difficulty, sum(last) / len(last)) if last else 1.0
 
     def _encode(self, batch: list[Condition]) -> tuple[Tensor, Tensor, Encoded]:
         device = self.accelerator.device

@@ -11,6 +11,7 @@ from diffusers import FluxFillPipeline
 from infra.data import ensure_data
 from infra.progress import Progress
 from infra.stores.base import directory_digest
+from models.errors import ConfigError
 from models.flux_fill.loading import load_pipeline
 from models.judge import Judge
 from models.mini.scenes import render_scene
@@ -56,6 +57,17 @@ def test_an_interrupted_recipe_goes_on_to_loadable_weights_and_keeps_finished_pa
     lines.clear()
     again = pretrain_mini(TOY, tmp_path, Progress(lines.append), TAXONOMY, start)
     assert again["figures"] == recipe["figures"] and len(lines) == 3 and all("kept" in line for line in lines)
+
+
+def test_no_steps_keep_what_the_start_has(tmp_path):
+    start = ensure_data(ROOT) / "mini"
+    kept = TOY.model_copy(update={"vae_steps": 0, "policy_steps": 0, "judge_compare_steps": 0})
+    recipe = pretrain_mini(kept, tmp_path, Progress(), TAXONOMY, start)
+    assert recipe["figures"] == recipe["start"]["figures"]
+    for part in ("flux-fill", "judge"):
+        assert directory_digest(tmp_path / part) == directory_digest(start / part)
+    with pytest.raises(ConfigError, match="no start"):
+        pretrain_mini(kept, tmp_path / "nothing", Progress(), TAXONOMY)
 
 
 def test_requests_cover_every_task_by_its_share():

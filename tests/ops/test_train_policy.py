@@ -43,7 +43,16 @@ TAXONOMY = Taxonomy.load()
 Parts = tuple[Path, Path, Path]  # FLUX Fill, judge, curated dataset
 LEAVE_S = 60  # a process left behind would wait for the others for half an hour
 QUICK = TrainPolicyConfig(
-    iterations=4, batch_size=2, learning_rate=1e-3, steps=3, stop_low=1, stop_high=2, checkpoint_every=2, watch_per_task=1, warmup=0
+    iterations=4,
+    batch_size=2,
+    learning_rate=1e-3,
+    steps=3,
+    stop_low=1,
+    stop_high=2,
+    checkpoint_every=2,
+    watch_per_task=1,
+    warmup=0,
+    difficulty_window=2,
 )
 
 
@@ -154,6 +163,14 @@ def test_a_dimension_above_the_cap_gives_no_gradient(parts):
     trainer = Trainer(QUICK.model_copy(update={"cap": 0.01}), *parts, TAXONOMY, "static")
     row = trainer.iterate(0)
     assert row["loss"] == 0 and row["grad_norm"] == 0 and row["reward"] > 0.01
+
+
+def test_a_task_that_is_won_is_drawn_less(parts):
+    won = QUICK.model_copy(update={"cap": 1e-6, "difficulty_window": 4, "least_difficulty": 1e-6})
+    trainer = Trainer(won, *parts, TAXONOMY, "static")
+    drawn = [trainer.iterate(step) for step in range(len(TAXONOMY.active))]
+    assert {row["task"] for row in drawn} == {task.name for task in TAXONOMY.active}  # every task once, before any comes again
+    assert {row["below_cap"] for row in drawn} == {0.0}
 
 
 def test_cells_the_judge_cannot_judge_give_no_reward(tmp_path):
