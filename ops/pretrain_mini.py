@@ -62,21 +62,15 @@ class PretrainConfig(OpConfig):
 
 
 # Going on from weights that are already trained, at lower rates. The shipped base was made so from the one before it, whose `data.dvc` and
-# bytes are in the history of this file; its recipe stands under "start" in recipe.json. Of that one it kept the autoencoder as it was.
+# bytes are in the history of this file; its recipe stands under "start" in recipe.json. Of that one it kept autoencoder and judge.
 FURTHER = PretrainConfig(
-    vae_steps=2200,
-    vae_batch=24,
-    vae_learning_rate=6e-4,
-    vae_muon_rate=0.005,
-    requests=10_000,
-    policy_steps=1500,
+    vae_steps=0,
+    requests=12_000,
+    policy_steps=2800,
     policy_learning_rate=1e-3,
     policy_muon_rate=0.01,
-    judge_requests=1000,
-    judge_dense_steps=400,
-    judge_compare_steps=280,
-    judge_learning_rate=7e-4,
-    seed=1,
+    judge_compare_steps=0,
+    seed=2,
 )
 
 
