@@ -44,6 +44,11 @@ KEPT = (
 )
 
 
+def machine() -> dict[str, Any]:
+    """What figures were taken on."""
+    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+
+
 def write_seeded(preset: str, seed: int, path: Path) -> None:
     """Write a preset that extends another, with that seed in every stage that draws."""
     path.write_text(yaml.safe_dump({"extends": str(preset_path(preset).resolve()), **{stage: {"seed": seed} for stage in DRAWS}}))
@@ -66,7 +71,7 @@ def bench(preset: str, seeds: list[int], out: Path) -> list[dict[str, Any]]:
     settings = load_settings(preset)
     head = {
         "preset": settings.model_dump(mode="json"),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": machine(),
     }
     known = json.loads(out.read_text()) if out.exists() else {}
     same = all(known.get(name) == value for name, value in head.items())

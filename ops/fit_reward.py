@@ -77,6 +77,7 @@ def fit_reward(
     out: Path,
     progress: Progress,
     taxonomy: Taxonomy | None = None,
+    judge_class: type[Judge] = Judge,
 ) -> dict[str, Any]:
     """Fit a judge into `out`, an empty folder.
 
@@ -84,6 +85,7 @@ def fit_reward(
         base_judge: folder of a Qwen2.5-VL or of an earlier reward model.
         curated, candidates, pairs: artifacts of those stages.
         taxonomy: tasks, dimensions and the query; the shipped one if None.
+        judge_class: how two images are compared; `Judge` reads both at once.
 
     Returns:
         what metrics.json holds: mean_accuracy, base_mean_accuracy, order_consistency, cells, steps, best_step, ... on the validation split.
@@ -102,7 +104,7 @@ def fit_reward(
 
     def fitted(share: Sequence[Pair], place: Path, seed: int, label: str) -> _Fit:
         """A judge fitted to `share` and saved, with the record of its fitting."""
-        judge = Judge.load(base_judge, taxonomy, getattr(torch, config.dtype))
+        judge = judge_class.load(base_judge, taxonomy, getattr(torch, config.dtype))
         judge.model.to(default_device())
         if config.gradient_checkpointing:
             judge.model.activation_checkpointing_enable()

@@ -1,0 +1,216 @@
+"""docs/ablations.md and its two plots, written whole from benchmarks/results/ablations.json: no figure is typed by hand.
+
+write_page(json.loads(Path("benchmarks/results/ablations.json").read_text()), Path("docs/ablations.md"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.ablation_arms import ARMS, DEFAULTS
+from ops.pictures import rates
+
+Found = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> figures
+HEADLINE = {"judge": "mean_accuracy", "policy": "mean_win_rate"}
+ROOM = 0.02  # ours: empty margin of the plots
+
+LIMITS = """\
+**What this can and cannot show.** The world is the preset's: small pictures, networks of a few megabytes, a scripted annotator. An arm that
+helps here need not help FLUX Fill and people. {seeds} seeds give the size of a difference, not its proof: one that is not clearly larger
+than its spread over seeds says nothing, and with {arms} arms some will stand out by luck; nothing is corrected for that. Every arm changes
+one setting and nothing was tuned for it, while the preset's own settings were chosen on validation scenes, so the defaults are favoured.
+The base judge has been trained on pairs and on the shipped query, which favours them once more, and the candidates hold one-step
+predictions of the preset's stop steps only. No second judge is fitted: all labels go to the judge that is measured, and of every policy the
+last checkpoint is delivered where the chain would choose one. The scenes are others than those of `make bench`; the few photographs,
+which count in the judge's figures and not in the win rates, are the same for all seeds."""
+JUDGES = """\
+Agreement with the annotator, who never errs there, on the pairs of the sealed split, each asked in both orders; mean over cells of task and
+dimension. *One-step pairs*: both candidates are predictions from a stop step, as reinforcement learning shows them. Order consistency is
+the share of pairs whose two orders name one picture; a pointwise judge has no order to err in. n counts pairs over all seeds."""
+POLICIES = """\
+Win rate over the base from the same noise, ties half, by the acceptance measures on the sealed split's scenes; mean over tasks of means
+over dimensions, with 95% intervals drawn over scenes for each seed. Beside it the same by the measures the annotator ranks with and by the
+judge that rewarded. n counts edits over all seeds. All arms of a seed are rewarded by its `judge/default`, in the cells it can judge."""
+
+
+def write_page(record: dict[str, Any], page: Path) -> None:
+    """Write the page and, in a folder of its name beside it, the plots."""
+    pictures = page.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    found, seeds = _found(record), record["seeds"]
+    parts = [_head(record), _judges(found, seeds), _policies(found, seeds), _failures(record)]
+    for kind, x in (("judge", "accuracy on the test pairs"), ("policy", "win rate over the base")):
+        _plot(found, kind, f"{x}: mean, lowest and highest seed", pictures / f"{kind}.png")
+    page.write_text("\n\n".join(part for part in parts if part) + "\n")
+
+
+def _found(record: dict[str, Any]) -> Found:
+    """What was measured, arms in their order."""
+    found: Found = {arm: {row["seed"]: row["figures"] for row in record["rows"] if row["arm"] == arm and "figures" in row} for arm in ARMS}
+    return {arm: by_seed for arm, by_seed in found.items() if by_seed}
+
+
+def _head(record: dict[str, Any]) -> str:
+    machine, commits = record["machine"], ", ".join(commit[:12] for commit in record["commits"])
+    done = len({row["arm"] for row in record["rows"]})
+    about = (
+        f"One setting changed at a time, the rest as the preset `{record['preset']['preset']}` has it: {done} of {len(ARMS)} arms. Written "
+        f"by `{record['command']}` from `benchmarks/results/ablations.json`; commit {commits}; {machine['cores']} cores, "
+        f"{machine['processor']}, Python {machine['python']}. How many labels to buy, and what annotators' errors cost: docs/results.md."
+    )
+    return "\n\n".join(["# Ablations", about, LIMITS.format(seeds=len(record["seeds"]), arms=len(ARMS))])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
+
+
+def _text(value: float | None, digits: int = 3) -> str:
+    """`.612`, `-.021`, or a dash where there is no figure."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("0.", ".", 1)
+
+
+def _mean(by_seed: dict[int, dict[str, Any]], get: Callable[[dict[str, Any]], float | None]) -> float | None:
+    values = [value for figures in by_seed.values() if (value := get(figures)) is not None]
+    return fmean(values) if values else None
+
+
+def _difference(found: Found, arm: str) -> str:
+    """Mean over seeds of the headline minus the default's of the same seed, with the lowest and the highest."""
+    kind = arm.split("/")[0]
+    key, default = HEADLINE[kind], found.get(DEFAULTS[kind], {})
+    pairs = [(figures[key], default[seed][key]) for seed, figures in found[arm].items() if seed in default]
+    steps = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+    if arm == DEFAULTS[kind] or not steps:
+        return "–"
+    return f"{_text(fmean(steps))} ({_text(min(steps))} to {_text(max(steps))})"
+
+
+def _explained(kind: str) -> str:
+    return "\n".join(f"- `{name}`: {arm.says}" for name, arm in ARMS.items() if name.startswith(kind))
+
+
+def _of(found: Found, kind: str) -> list[str]:
+    return [arm for arm in found if arm.startswith(kind)]
+
+
+def _judges(found: Found, seeds: Sequence[int]) -> str:
+    arms = _of(found, "judge")
+    rows = [
+        [
+            f"`{arm}`",
+            _text(_mean(found[arm], lambda f: f["mean_accuracy"])),
+            *(_text(found[arm].get(seed, {}).get("mean_accuracy")) for seed in seeds),
+            _difference(found, arm),
+            _text(_mean(found[arm], lambda f: f["order_consistency"])),
+            _text(_mean(found[arm], lambda f: f["one_step"])),
+            f"{sum(f['n'] for f in found[arm].values())} ({sum(f['n_one_step'] for f in found[arm].values())})",
+        ]
+        for arm in arms
+    ]
+    header = [
+        "arm",
+        "mean",
+        *(f"seed {seed}" for seed in seeds),
+        "against the default",
+        "order consistency",
+        "one-step pairs",
+        "n (one-step)",
+    ]
+    return "\n\n".join(
+        [
+            "## The judge",
+            JUDGES,
+            _explained("judge"),
+            _table(header, rows),
+            "![Accuracy of each judge](ablations/judge.png)",
+            "Per cell, mean over seeds:",
+            _cells(found, arms, "accuracy"),
+        ]
+    )
+
+
+def _policies(found: Found, seeds: Sequence[int]) -> str:
+    arms = _of(found, "policy")
+
+    def each(figures: dict[str, Any] | None) -> str:
+        return f"{_text(figures['mean_win_rate'])} ({_text(figures['mean_lo'])} to {_text(figures['mean_hi'])})" if figures else "–"
+
+    def decibels(name: str, arm: str) -> str:
+        value = _mean(found[arm], lambda f: f[name])
+        return "–" if value is None else f"{value:.1f}"
+
+    rows = [
+        [
+            f"`{arm}`",
+            _text(_mean(found[arm], lambda f: f["mean_win_rate"])),
+            *(each(found[arm].get(seed)) for seed in seeds),
+            _difference(found, arm),
+            _text(_mean(found[arm], lambda f: f["confirming_mean_win_rate"])),
+            _text(_mean(found[arm], lambda f: f["judge_mean_win_rate"])),
+            f"{decibels('preservation_psnr', arm)} ({decibels('base_preservation_psnr', arm)})",
+            str(sum(f["n"] for f in found[arm].values())),
+        ]
+        for arm in arms
+    ]
+    seeded = [f"seed {seed}" for seed in seeds]
+    header = ["arm", "mean", *seeded, "against the default", "annotator's measures", "judge", "PSNR outside, dB (base)", "n"]
+    return "\n\n".join(
+        [
+            "## The policy",
+            POLICIES,
+            _explained("policy"),
+            _table(header, rows),
+            "![Win rate of each policy](ablations/policy.png)",
+            "Per task, mean over seeds:",
+            _tasks(found, arms),
+            "Per cell, mean over seeds:",
+            _cells(found, arms, "win_rate"),
+        ]
+    )
+
+
+def _tasks(found: Found, arms: Sequence[str]) -> str:
+    names = list(dict.fromkeys(row["task"] for arm in arms for figures in found[arm].values() for row in figures["tasks"]))
+
+    def rate(arm: str, task: str) -> str:
+        return _text(_mean(found[arm], lambda f: next((row["win_rate"] for row in f["tasks"] if row["task"] == task), None)), 2)
+
+    return _table(["arm", *names], [[f"`{arm}`", *(rate(arm, task) for task in names)] for arm in arms])
+
+
+def _cells(found: Found, arms: Sequence[str], key: str) -> str:
+    """One line per cell, one column per arm."""
+    cells = {(row["task"], row["dimension"]): 0 for arm in arms for figures in found[arm].values() for row in figures["cells"]}
+
+    def at(figures: dict[str, Any], cell: tuple[str, str], name: str) -> Any:
+        return next((row[name] for row in figures["cells"] if (row["task"], row["dimension"]) == cell), None)
+
+    def line(cell: tuple[str, str]) -> list[str]:
+        count = max(sum(at(figures, cell, "n") or 0 for figures in found[arm].values()) for arm in arms)
+        return [" · ".join(cell), str(count), *(_text(_mean(found[arm], lambda f: at(f, cell, key)), 2) for arm in arms)]
+
+    return _table(["cell", "n", *(f"`{arm.split('/')[1]}`" for arm in arms)], [line(cell) for cell in cells])
+
+
+def _failures(record: dict[str, Any]) -> str:
+    lines = [f"- `{row['arm']}`, seed {row['seed']}: {row['error']}" for row in record["rows"] if "error" in row]
+    return "\n\n".join(["## Arms that could not be run", "\n".join(lines)]) if lines else ""
+
+
+def _plot(found: Found, kind: str, x: str, path: Path) -> None:
+    spread = {}
+    for arm in _of(found, kind):
+        values = [value for figures in found[arm].values() if (value := figures[HEADLINE[kind]]) is not None]
+        if values:
+            spread[arm.split("/")[1].replace("_", " ")] = (fmean(values), min(values), max(values))
+    if not spread:
+        path.unlink(missing_ok=True)
+        return
+    limits = min(low for _, low, _ in spread.values()) - ROOM, max(high for _, _, high in spread.values()) + ROOM
+    default = spread.get(DEFAULTS[kind].split("/")[1])
+    figure = rates(list(spread), {kind: list(spread.values())}, x=x, reference=default and default[0], limits=limits)
+    figure.savefig(path, dpi=80, bbox_inches="tight", metadata={"Software": None})

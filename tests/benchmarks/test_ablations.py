@@ -1,0 +1,68 @@
+"""Ablations at toy size: arms are measured once, an impossible one is recorded, and the page holds what the records hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.ablation_arms import ARMS
+from benchmarks.ablations import chosen, collect, run
+from benchmarks.pointwise import PointwiseJudge
+from infra.progress import Progress
+from models.errors import ConfigError
+from models.judge import pair_loss
+from models.taxonomy import Taxonomy
+from tests.models.tiny_judge import save_tiny_judge, tiny_queries
+from tests.pipelines.toy import write_toy
+
+SEED = 3
+MEASURED = ["judge/default", "judge/pointwise", "judge/source_and_mask", "policy/static", "policy/stop_4_5", "policy/only_structure"]
+
+
+def test_arms_are_measured_once_and_collected(tmp_path: Path) -> None:
+    preset, work = str(write_toy(tmp_path, reward_model={"steps": 2, "max_validation_pairs": 4})), tmp_path / "work"
+    said: list[str] = []
+    run(preset, [SEED], MEASURED, work, Progress(said.append))
+    record = collect(preset, work, tmp_path / "ablations.json", tmp_path / "ablations.md")
+    assert json.loads((tmp_path / "ablations.json").read_text()) == record
+    rows = {row["arm"]: row for row in record["rows"]}
+    assert list(rows) == MEASURED
+    assert "ConfigError" in rows["policy/stop_4_5"]["error"]  # the toy takes three steps
+    default, pointwise = (rows[f"judge/{name}"]["figures"] for name in ("default", "pointwise"))
+    assert default["n"] == pointwise["n"] == sum(cell["n"] for cell in default["cells"]) > 0
+    assert default["n"] >= default["n_one_step"] > 0 and pointwise["order_consistency"] == 1
+    assert set(rows["policy/static"]["figures"]["rewarded"]) == {task.name for task in Taxonomy.load().active}
+    assert set(map(tuple, rows["policy/only_structure"]["figures"]["rewarded"].values())) == {("structure",)}
+    tasks = [[row["task"] for row in rows[f"policy/{name}"]["figures"]["tasks"]] for name in ("static", "only_structure")]
+    assert tasks[0] == tasks[1]  # whatever was rewarded, everything is evaluated
+    page = (tmp_path / "ablations.md").read_text()
+    assert all(f"`{arm}`" in page for arm in ARMS) and rows["policy/stop_4_5"]["error"] in page
+    assert f"{default['mean_accuracy']:.3f}".removeprefix("0") in page
+    assert {path.name for path in (tmp_path / "ablations").iterdir()} == {"judge.png", "policy.png"}
+    assert not list((work / str(SEED)).glob("draft-*"))
+
+    said.clear()
+    run(preset, [SEED], MEASURED, work, Progress(said.append))
+    assert len(said) == len(MEASURED) and all("measured already" in line for line in said)
+    with pytest.raises(ConfigError, match="another preset"):
+        run("mini", [SEED], MEASURED, work, Progress())
+
+
+def test_arms_are_chosen_by_patterns() -> None:
+    assert chosen(["*"]) == list(ARMS)
+    assert chosen(["policy/cap*", "judge/no_prompt"]) == ["judge/no_prompt", "policy/cap_0.5", "policy/cap_0.9", "policy/cap_1.0"]
+
+
+def test_the_pointwise_judge_is_a_bradley_terry_model(tmp_path: Path) -> None:
+    taxonomy = Taxonomy.load()
+    judge, queries = PointwiseJudge.load(save_tiny_judge(tmp_path), taxonomy), tiny_queries(taxonomy)[:3]
+    first, second, third = (judge.encode(torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(seed))) for seed in range(3))
+    with torch.no_grad():
+        odds, back = judge.compare(first, second, queries), judge.compare(second, first, queries)
+        assert torch.equal(odds, -back) and odds.abs().min() > 0
+        assert torch.allclose(odds + judge.compare(second, third, queries), judge.compare(first, third, queries), atol=1e-5)  # one scale
+        scores = judge.score(first, queries), judge.score(second, queries)
+        assert torch.allclose(pair_loss(odds, back), -(scores[0] - scores[1]).sigmoid().log().mean(), atol=1e-6)
