@@ -25,7 +25,7 @@ lint: .venv/.ready-$(EXTRAS)
 	$(BIN)/mypy
 
 bench: .venv/.ready-$(EXTRAS)
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.run --homes .bench --next-round
 
 # The home stays: it holds people's labels and what is in production.
 clean:

@@ -99,6 +99,12 @@ def _facts(metrics: Mapping[str, dict[str, Any]], versions: Mapping[str, Version
         "absolute": evaluation.get("absolute"),
         "against_production": evaluation.get("against_production"),
         "pairs": metrics.get("preference_pairs", {}).get("cells"),
+        "training": {
+            name.removeprefix(POLICY_PREFIX): {key: found.get(key) for key in ("steps", "best_step", "rewarded", "looks")}
+            for name, found in metrics.items()
+            if name.startswith(POLICY_PREFIX)
+        }
+        or None,
         "onnx": {"relative_error": metrics["onnx"]["relative_error"]} if "onnx" in metrics else None,
         "engine": {name: engine[name] for name in ("bytes", "architectures", "verified")} if engine else None,
         "gates": [dict(gate) for gate in run.gates],

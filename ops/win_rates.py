@@ -8,8 +8,10 @@ acceptance measures, with which nobody labelled; under `blind`, on every picture
 is by measures of other formulas, those of the annotator under `ground_truth` (docs/measures.md). Measures differ in scale by orders of
 magnitude, so two of them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the unweighted mean over
 its dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better), averaged over both orders,
-is above one half. Pictures that were not measured (photographs have no ground truth) are reported apart; `not_evaluated` names the tasks
-of which no condition was tested. Intervals: bootstrap over origins, the photographs and scenes that source images are cut from.
+is above one half; `judge_on_edits` is its accuracy on these comparisons, counted as on sealed pairs (ops/judge_accuracy.py), where the
+confirming measures name a winner. Pictures that were not measured (photographs have no ground truth) are reported apart;
+`not_evaluated` names the tasks of which no condition was tested. Intervals: bootstrap over origins, the photographs and scenes that source
+images are cut from.
 """
 
 from __future__ import annotations
@@ -62,7 +64,13 @@ class _Duel(NamedTuple):
     key: tuple[str, int]
     truth: float | None  # 1, 1/2 or 0, by the measure that counts; None where it was not measured
     confirming: float | None  # the same, by the measure that has to confirm it
-    judge: float
+    judge: float  # the same, by its mean over both orders
+    orders: float  # share of the two orders in which the judge prefers this edit; an undecided one counts half
+
+    @property
+    def right(self) -> float | None:
+        """How much of the judge's two decisions agrees with the confirming measure; None where that names no winner."""
+        return {1: self.orders, 0: 1 - self.orders}.get(self.confirming) if self.confirming is not None else None
 
 
 def write_items(path: Path, items: Iterable[Item]) -> None:
@@ -91,7 +99,8 @@ def duels(items: Sequence[Item], policy: str, opponent: str, tie_tolerance: floa
                 for family in ("measures", "confirming_measures")
             )
             preferred = outcome((forward + 1 - backward) / 2 - 0.5)
-            found.append(_Duel(item["task"], dimension, item["origin"], key, truth, confirming, preferred))
+            orders = (outcome(forward - 0.5) + outcome(0.5 - backward)) / 2
+            found.append(_Duel(item["task"], dimension, item["origin"], key, truth, confirming, preferred, orders))
     return found
 
 
@@ -185,6 +194,7 @@ def _summary(
         "confirming_mean_se": confirmed.se if confirmed else None,
         "judge_mean_win_rate": nested_mean([duel.judge for duel in rows], _levels(rows)) if rows else None,
         "judge_agreement": nested_mean([d.truth == d.judge for d in decided], _levels(decided)) if decided else None,
+        "judge_on_edits": _judge_on_edits(rows, taxonomy, confidence, resamples),
         "preservation_psnr": _mean_of("preservation_psnr", items, mode),
         f"{opponent}_preservation_psnr": _mean_of("preservation_psnr", items, opponent),
         "outside_similarity": _mean_of("outside_similarity", items, mode),
@@ -194,11 +204,28 @@ def _summary(
     }
 
 
+def _judge_on_edits(rows: Sequence[_Duel], taxonomy: Taxonomy, confidence: float, resamples: int) -> dict[str, Any] | None:
+    """The judge's accuracy on policy against opponent, over cells and per cell; None where the confirming measures name no winner."""
+    decided = [duel for duel in rows if duel.right is not None]
+    if not decided:
+        return None
+    cells = []
+    for cell in taxonomy.cells:
+        if here := [duel for duel in decided if (duel.task, duel.dimension) == cell]:
+            found = _estimate(here, "right", confidence, resamples)
+            cells.append({"task": cell[0], "dimension": cell[1], "n": found.n, "accuracy": found.mean, "lo": found.lo, "hi": found.hi})
+    by_cell = [[f"{duel.task}/{duel.dimension}" for duel in decided]]
+    origins = [duel.origin for duel in decided]
+    mean = clustered_mean([duel.right or 0.0 for duel in decided], origins, by_cell, confidence=confidence, resamples=resamples)
+    return {"mean_accuracy": mean.mean, "lo": mean.lo, "hi": mean.hi, "n": mean.n, "cells": cells}
+
+
 def _task_row(fought: Sequence[_Duel], task: str, confidence: float, resamples: int) -> dict[str, Any]:
     """A task's win rate over the `n` edits that were measured; null where there is none. `n_without_truth` counts the others."""
     of_task = [duel for duel in fought if duel.task == task]
     known = [duel for duel in of_task if duel.truth is not None]
     rate = _estimate(known, "truth", confidence, resamples) if known else None
+    confirmed = _estimate(known, "confirming", confidence, resamples) if known else None
     return {
         "task": task,
         "n": _pairs(known),
@@ -207,6 +234,9 @@ def _task_row(fought: Sequence[_Duel], task: str, confidence: float, resamples: 
         "lo": rate.lo if rate else None,
         "hi": rate.hi if rate else None,
         "se": rate.se if rate else None,
+        "confirming_win_rate": confirmed.mean if confirmed else None,
+        "confirming_lo": confirmed.lo if confirmed else None,
+        "confirming_hi": confirmed.hi if confirmed else None,
     }
 
 
@@ -216,7 +246,9 @@ def _cell_row(rows: Sequence[_Duel], cell: tuple[str, str], confidence: float, r
     if not here:
         return None
     rate = _estimate(here, "truth", confidence, resamples)
-    others = {f"{by}_win_rate": sum(getattr(duel, by) for duel in here) / len(here) for by in ("confirming", "judge")}
+    confirmed = _estimate(here, "confirming", confidence, resamples)
+    others = {"confirming_win_rate": confirmed.mean, "confirming_lo": confirmed.lo, "confirming_hi": confirmed.hi}
+    others["judge_win_rate"] = sum(duel.judge for duel in here) / len(here)
     found = {"task": cell[0], "dimension": cell[1], "n": rate.n, "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi, "se": rate.se}
     worse = p_below([float(duel.truth or 0) for duel in here], [duel.origin for duel in here], 0.5, resamples=resamples)
     return {**found, "p_worse": worse, **others}

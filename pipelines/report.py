@@ -120,7 +120,7 @@ def commit() -> str:
     """
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-        status = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results"]
+        status = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs/results", ":!docs/results.md"]
         changed = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -361,6 +361,9 @@ def test_win_rate_by_hand() -> None:
     assert ema["cells"][0]["judge_win_rate"] == 0.5
     assert ema["confirming_mean_win_rate"] == ema["cells"][0]["confirming_win_rate"] == 0.625  # a loss, a win, a tie and a win
     assert ema["judge_agreement"] == 0.5
+    on_edits = ema["judge_on_edits"]  # of the three that the confirming measure decides: both orders wrong, one of two right, both wrong
+    assert on_edits["n"] == on_edits["cells"][0]["n"] == 3
+    assert on_edits["mean_accuracy"] == on_edits["cells"][0]["accuracy"] == pytest.approx(0.5 / 3)
     assert figures["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
     assert [(row["task"], row["n"], row["win_rate"]) for row in ema["tasks"][3:]] == [("extend_free", 0, None), ("remove", 4, 0.5)]
 

@@ -205,7 +205,10 @@ def test_report_json_has_every_key(folders: dict[str, Path], tmp_path: Path) -> 
     assert set(report["judge"]["cells"][0]) >= {"task", "dimension", "n", "accuracy", "lo", "hi"}
     for mode in ("static", "ema"):
         assert set(report["policy"][mode]) >= {"mean_win_rate", "preservation_psnr", "tasks", "cells"}
-        assert set(report["policy"][mode]["tasks"][0]) == {"task", "n", "n_without_truth", "win_rate", "lo", "hi", "se"}
+        confirming = {"confirming_win_rate", "confirming_lo", "confirming_hi"}
+        assert set(report["policy"][mode]["tasks"][0]) == {"task", "n", "n_without_truth", "win_rate", "lo", "hi", "se"} | confirming
+        assert set(report["policy"][mode]["judge_on_edits"]["cells"][0]) == {"task", "dimension", "n", "accuracy", "lo", "hi"}
+        assert set(report["training"][mode]) == {"steps", "best_step", "rewarded", "looks"}
         assert set(report["policy"][mode]["cells"][0]) >= {"task", "dimension", "n", "win_rate", "lo", "hi", "judge_win_rate"}
     assert report["onnx"] == {"relative_error": 3.2e-6}
     assert report["engine"] == {"bytes": 3_100_000, "architectures": [80, 86, 89], "verified": False}

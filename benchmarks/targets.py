@@ -1,0 +1,133 @@
+"""What issue 3 asks of every seed, and whether a run reached it: read from the stored figures, nothing measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import ge, gt, le
+from typing import Any, Literal, NamedTuple
+
+from ops.gate import GateConfig
+
+MODES = ("static", "ema")
+NEAR = 0.05  # how far the chosen checkpoint may lie below the best in hindsight
+NOT_WORSE = 0.45  # what the lower bound of a win rate must reach to be called not worse
+Run = dict[str, Any]
+
+
+class Target(NamedTuple):
+    """One figure of a run and what is asked of it."""
+
+    what: str
+    bound: float
+    measure: Callable[[Run], float | None]  # None where the run did not come so far
+    how: Literal["at least", "above", "at most"] = "at least"
+
+    @property
+    def asked(self) -> str:
+        return f"{self.how} {self.bound:g}"
+
+    def met(self, run: Run) -> bool:
+        """False too where there is no figure."""
+        value = self.measure(run)
+        return value is not None and {"at least": ge, "above": gt, "at most": le}[self.how](value, self.bound)
+
+
+def sealed(run: Run) -> dict[str, Any] | None:
+    """The judge's figures on sealed test pairs; a run that was refused before evaluation has validation pairs alone."""
+    judge = run["judge"]
+    return judge if judge and judge["split"] == "test" and judge["n"] else None
+
+
+def hindsight(run: Run, mode: str) -> dict[str, Any] | None:
+    """The delivered checkpoint and the best one by the truth, which the choice did not read; None where the truth is not known."""
+    trained = (run["training"] or {}).get(mode)
+    looks = [look for look in trained["looks"] if look["measure_win"] is not None] if trained else []
+    if not trained or not looks:
+        return None
+    chosen = next(look for look in looks if look["step"] == trained["best_step"])
+    best = max(looks, key=lambda look: look["measure_win"])
+    return {"chosen": chosen, "best": best, "gap": best["measure_win"] - chosen["measure_win"]}
+
+
+def _of_judge(read: Callable[[dict[str, Any]], float | None]) -> Callable[[Run], float | None]:
+    return lambda run: read(judge) if (judge := sealed(run)) else None
+
+
+def _of_mode(mode: str, read: Callable[[dict[str, Any]], float | None]) -> Callable[[Run], float | None]:
+    def measure(run: Run) -> float | None:
+        summary = (run["policy"] or {}).get(mode)
+        return read(summary) if summary and summary["n"] else None
+
+    return measure
+
+
+def _lowest(cells: list[dict[str, Any]], name: str) -> float | None:
+    """None as soon as one has no figure: a mean must not hide a task that was not measured."""
+    values = [cell[name] for cell in cells]
+    return min(values) if values and None not in values else None
+
+
+def _above_base(judge: dict[str, Any]) -> float | None:
+    base = judge["base_mean_accuracy"]
+    return None if base is None else judge["mean_accuracy"] - base
+
+
+def _gap(mode: str) -> Callable[[Run], float | None]:
+    return lambda run: found["gap"] if (found := hindsight(run, mode)) else None
+
+
+def _of_second_round(run: Run) -> float | None:
+    """Lower bound of the second round's delivered mode against what the first one put into production."""
+    second = run.get("next_round") or {}
+    against, mode = second.get("against_production"), second.get("best_mode")
+    return against[mode]["mean_lo"] if against and mode else None
+
+
+def targets() -> list[Target]:
+    """All of them, in the issue's order. Win rates are by the acceptance measures, with which nobody labelled."""
+    found = [
+        Target("judge, sealed pairs: mean over cells", 0.80, _of_judge(lambda judge: judge["mean_accuracy"])),
+        Target("judge, sealed pairs: worst cell", 0.70, _of_judge(lambda judge: _lowest(judge["cells"], "accuracy"))),
+        Target("judge, sealed pairs: pairs in the smallest cell", 200, _of_judge(lambda judge: _lowest(judge["cells"], "n"))),
+        Target("judge, sealed pairs: mean above the base judge's", 0.05, _of_judge(_above_base)),
+        Target("judge, sealed pairs: order consistency", 0.85, _of_judge(lambda judge: judge["order_consistency"])),
+    ]
+    for mode in MODES:
+        found += [
+            Target(
+                f"judge, {mode} against base: mean over cells",
+                0.80,
+                _of_mode(mode, lambda s: (s["judge_on_edits"] or {}).get("mean_accuracy")),
+            ),
+            Target(
+                f"judge, {mode} against base: worst cell",
+                0.70,
+                _of_mode(mode, lambda s: _lowest((s["judge_on_edits"] or {"cells": []})["cells"], "accuracy")),
+            ),
+        ]
+    limits = GateConfig()
+    for mode in MODES:
+        found += [
+            Target(f"{mode}: mean win rate over tasks", 0.75, _of_mode(mode, lambda s: s["mean_win_rate"])),
+            Target(
+                f"{mode}: win rate in removal",
+                0.80,
+                _of_mode(mode, lambda s: _lowest([t for t in s["tasks"] if t["task"] == "remove"], "win_rate")),
+            ),
+            Target(f"{mode}: lower bound of the worst task", 0.50, _of_mode(mode, lambda s: _lowest(s["tasks"], "lo")), how="above"),
+            Target(f"{mode}: lower bound of the worst cell", NOT_WORSE, _of_mode(mode, lambda s: _lowest(s["cells"], "lo"))),
+            Target(
+                f"{mode}: PSNR lost outside the mask, dB",
+                limits.max_psnr_drop,
+                _of_mode(mode, lambda s: s["base_preservation_psnr"] - s["preservation_psnr"]),
+                how="at most",
+            ),
+            Target(
+                f"{mode}: likeness lost outside the mask",
+                limits.max_similarity_drop,
+                _of_mode(mode, lambda s: s["base_outside_similarity"] - s["outside_similarity"]),
+                how="at most",
+            ),
+            Target(f"{mode}: chosen checkpoint below the best in hindsight by", NEAR, _gap(mode), how="at most"),
+        ]
+    return [*found, Target("second round: lower bound of its win rate over the first round's release", NOT_WORSE, _of_second_round)]
