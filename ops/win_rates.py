@@ -70,7 +70,9 @@ class _Duel(NamedTuple):
     @property
     def right(self) -> float | None:
         """How much of the judge's two decisions agrees with the confirming measure; None where that names no winner."""
-        return {1: self.orders, 0: 1 - self.orders}.get(self.confirming) if self.confirming is not None else None
+        if self.confirming is None or self.confirming == 0.5:
+            return None
+        return self.orders if self.confirming == 1 else 1 - self.orders
 
 
 def write_items(path: Path, items: Iterable[Item]) -> None:
