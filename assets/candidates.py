@@ -20,6 +20,5 @@ from ops.generate import GenerateConfig, generate
 )
 def candidates(work: Work) -> dict[str, Any]:
     """Four edits per condition with steps, negative prompt, CFG and noise strength drawn at random; every drawn value is kept."""
-    base = work.inputs["release"] / "model" if "release" in work.inputs else work.flux
-    digest = weights_digest(base, work.workspace.home / "weights.json")
-    return generate(work.config, base, work.inputs["curated_dataset"], work.out, work.progress, work.taxonomy, digest)
+    digest = weights_digest(work.pipeline, work.workspace.home / "weights.json")
+    return generate(work.config, work.pipeline, work.inputs["curated_dataset"], work.out, work.progress, work.taxonomy, digest)

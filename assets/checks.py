@@ -19,13 +19,15 @@ from assets.display import table
 from assets.refs import materialised
 from assets.settings import Settings, thresholds
 from assets.sources import ROOT, code_version
+from assets.winner import parent
 from infra.data import weights
-from infra.stores.base import ArtifactRef
+from infra.stores.base import ArtifactRef, ArtifactStore
 from infra.workspace import Workspace
 from models.errors import UnknownVersion
 from ops.gate import Gate, GateConfig, not_verified, record_evidence
 from ops.gate_checks import CHECKS
 from ops.gate_checks import check as measure
+from ops.promote import RELEASE
 
 GATE = "gate"  # name of every stage's check
 EVIDENCE = "evidence"  # metadata entry with every gate's row, for reports
@@ -50,8 +52,10 @@ def _gate_check(stage: Stage, settings: Settings, config: GateConfig) -> dg.Asse
         if not refs:
             raise UnknownVersion(f"{stage.name} was never materialised.", f"Materialise {stage.name} first.")
         start = time.monotonic()
-        base = weights(settings.flux, ROOT) if stage.modes else None  # what a policy must have moved away from
-        gates = {name: measure(name, workspace.store.get(ref), config, base) for name, ref in refs.items()}
+        gates = {
+            name: measure(name, workspace.store.get(ref), config, _start(workspace.store, ref, settings) if stage.modes else None)
+            for name, ref in refs.items()
+        }
         seconds = time.monotonic() - start
         for name, ref in refs.items():
             record_evidence(
@@ -71,6 +75,12 @@ def _gate_check(stage: Stage, settings: Settings, config: GateConfig) -> dg.Asse
         return result(refs, gates, seconds)
 
     return check
+
+
+def _start(store: ArtifactStore, policy: ArtifactRef, settings: Settings) -> Path:
+    """The pipeline that a policy must have moved away from: that of the release it started from, else the base's."""
+    release = parent(store, policy, RELEASE)
+    return store.get(release) / "model" if release else weights(settings.flux, ROOT)
 
 
 def line(artifact: str, each: Gate) -> str:

@@ -91,6 +91,11 @@ class Work:
         """The base judge's folder."""
         return weights(self.settings.judge, ROOT)
 
+    @property
+    def pipeline(self) -> Path:
+        """The pipeline to sample or to start from: that of the release which the stage uses, else the base's."""
+        return self.inputs[RELEASE] / "model" if RELEASE in self.inputs else self.flux
+
     def release(self, policy: str) -> ArtifactRef | None:
         """The release a policy named in a config stands for: none for `base`, what a stage points to, or the one of that digest.
 
@@ -100,7 +105,9 @@ class Work:
             return None
         ref = self.pin(policy) if policy in STAGES else self.store.version(policy).ref
         if ref is None or ref.name != RELEASE:
-            raise UnknownVersion(f"No release is {policy!r}.", "Promote one first, name a release's digest, or use `base`.")
+            raise UnknownVersion(
+                f"No release is {policy!r}.", "Promote one first (`onereward run`), name a release's digest, or use `base`."
+            )
         return ref
 
 

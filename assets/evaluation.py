@@ -23,10 +23,10 @@ def _rival(work: Work) -> ArtifactRef | None:
     """The production release. Where that already holds one of these policies: the one it was measured against, so that an
     unchanged evaluation stays unchanged after its promotion."""
     production = work.pin("production")
-    if production is None or released_policy(work, production) not in {ref.digest for ref in work.refs.values()}:
+    if production is None or released_policy(work.store, production) not in {ref.digest for ref in work.refs.values()}:
         return production
-    measured = parent(work, production, "evaluation")
-    return parent(work, measured, production.name) if measured else None
+    measured = parent(work.store, production, "evaluation")
+    return parent(work.store, measured, production.name) if measured else None
 
 
 def _others(work: Work) -> dict[str, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from assets.common import Work, stage
+from assets.rounds import starting_release
 from ops.train_policy import MODES, TrainPolicyConfig, train_policy
 
 
@@ -17,14 +18,18 @@ from ops.train_policy import MODES, TrainPolicyConfig, train_policy
     libraries=("accelerate",),
     gpu=True,
     modes=MODES,
+    uses=starting_release,
 )
 def policy(work: Work) -> dict[str, Any]:
-    """FLUX Fill tuned by the judge: `static` keeps its reference (Algorithm 1), `ema` moves it along (Algorithm 2)."""
+    """FLUX Fill tuned by the judge: `static` keeps its reference (Algorithm 1), `ema` moves it along (Algorithm 2).
+
+    It starts from the base, or from a release.
+    """
     assert work.mode is not None
     inputs = work.inputs
     return train_policy(
         work.config,
-        work.flux,
+        work.pipeline,
         inputs["reward_model"],
         inputs["curated_dataset"],
         work.out,

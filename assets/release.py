@@ -8,6 +8,7 @@ from typing import Any
 
 from assets.common import Made, Work, stage
 from assets.promotion import PRODUCTION, promote
+from assets.rounds import rounds
 from assets.winner import parent, released_policy, winner
 from infra.stores.base import ArtifactRef, StageMove
 from models.errors import StoreError
@@ -23,9 +24,9 @@ BESIDE_POLICY = ("evaluation", "onnx", "engine")
 def _in_production(work: Work) -> ArtifactRef | None:
     """The production release, where it is what would be made now: the winning policy with this proof and these exports."""
     ref = work.pin(PRODUCTION)
-    if ref is None or released_policy(work, ref) != work.refs[winner(work)].digest:
+    if ref is None or released_policy(work.store, ref) != work.refs[winner(work)].digest:
         return None
-    held = {name: parent(work, ref, name) for name in BESIDE_POLICY}
+    held = {name: parent(work.store, ref, name) for name in BESIDE_POLICY}
     if any(each is None or each.digest != work.refs[name].digest for name, each in held.items()):
         return None
     try:
@@ -42,22 +43,36 @@ def _taken_back(work: Work, ref: ArtifactRef) -> StageMove | None:
     A run with unchanged inputs would put it back; that is for a person to say.
     """
     moves = work.store.moves(ref.name, PRODUCTION)
-    policies = [released_policy(work, work.store.version(move.digest).ref) for move in moves]
+    policies = [released_policy(work.store, work.store.version(move.digest).ref) for move in moves]
     if own := [at for at, move in enumerate(moves) if move.digest == ref.digest]:
         return moves[own[-1] + 1] if own[-1] + 1 < len(moves) else None
     # After a rollback the policy is evaluated against another production, which gives another release of the same policy.
-    same = [at for at, policy in enumerate(policies) if policy == released_policy(work, ref)]
+    same = [at for at, policy in enumerate(policies) if policy == released_policy(work.store, ref)]
     if not same or same[-1] + 1 == len(moves):
         return None
     following = moves[same[-1] + 1]
     return following if following.digest in {move.digest for move in moves[: same[-1]]} else None
 
 
+def _not_by_itself(work: Work, ref: ArtifactRef, standing: ArtifactRef | None) -> str:
+    """Why no preset puts this release into production, or ""."""
+    if move := _taken_back(work, ref):
+        return f"{move.approver} took what it holds out of production for release v{move.version} ({move.reason})"
+    if standing is None:
+        return ""
+    held, earlier = released_policy(work.store, ref), rounds(work.store, standing)[1:]
+    if held not in {released_policy(work.store, each) for each in earlier}:
+        return ""
+    later = work.store.version(standing.digest)
+    return f"release v{later.number}, in production, went on from what it holds, and `onereward run --next-round` goes on from there"
+
+
 def _promote(work: Work, made: Made) -> dict[str, Any]:
     """Every preset makes a candidate; one with `auto_promote` goes on to production, one with `require_approval` to staging and no
     further. Each move re-reads all evidence.
 
-    What was taken out of production does not return by itself: no stage moves then.
+    What was taken out of production does not return by itself, nor does an earlier round in the place of one that went on from it:
+    no stage moves then.
     """
     ref, number = made.version.ref, made.version.number
     standing = work.store.stage(ref.name, PRODUCTION)
@@ -66,9 +81,8 @@ def _promote(work: Work, made: Made) -> dict[str, Any]:
         return {"ending": "unchanged", "message": f"release v{number} ({ref.digest[:8]}) is production already"}
     settings = work.settings
     reach = STAGES[:2] if settings.require_approval else STAGES if settings.auto_promote else STAGES[:1]
-    if reach == STAGES and (move := _taken_back(work, ref)):
+    if reach == STAGES and (why := _not_by_itself(work, ref, standing)):
         by_hand = f"`onereward promote {ref.digest[:12]} {PRODUCTION} --approver <name> --reason <why>`"
-        why = f"{move.approver} took what it holds out of production for release v{move.version} ({move.reason})"
         return {"ending": "refused", "message": f"release v{number} ({ref.digest[:8]}): {why}; a person puts it back with {by_hand}"}
     by = {"approver": f"preset {settings.preset}", "reason": f"every gate passed in run {work.run_id}"}
     for name in reach:

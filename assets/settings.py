@@ -17,8 +17,8 @@ class Settings(OpConfig):
 
     preset: str
     flux: str = pydantic.Field(
-        description="Base pipeline, which every policy starts from and has as its first reference: a folder in diffusers' layout, or "
-        "`hub:<id>[@revision]`. A release becomes both by naming its `model` folder: `<home>/registry/checkouts/<digest>/model`."
+        description="Base pipeline, which a policy starts from and has as its first reference unless its section names another `start`: "
+        "a folder in diffusers' layout, or `hub:<id>[@revision]`."
     )
     judge: str = pydantic.Field(description="Base judge: a folder in the hub's layout, or `hub:<id>[@revision]`.")
     store: str = pydantic.Field(

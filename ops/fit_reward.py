@@ -61,6 +61,10 @@ class FitRewardConfig(OpConfig):
         description="Share of the training source images whose pairs go to a second judge alone, which watches the policy (ours).",
     )
     paste_source: bool = pydantic.Field(True, description="Show candidates pasted into the source image outside the mask (ours).")
+    start: str = pydantic.Field(
+        "base",
+        description="Judge to start from: `base`, or that of a release, named by a stage such as `production` or by its digest (ours).",
+    )
     dtype: Literal["float32", "bfloat16"] = pydantic.Field(
         "float32", description="Type of the weights (ours); bfloat16 is meant for LoRA: full training at 1e-6 is lost in its rounding."
     )
@@ -78,11 +82,13 @@ def fit_reward(
     progress: Progress,
     taxonomy: Taxonomy | None = None,
     judge_class: type[Judge] = Judge,
+    second_start: Path | None = None,
 ) -> dict[str, Any]:
     """Fit a judge into `out`, an empty folder.
 
     Args:
-        base_judge: folder of a Qwen2.5-VL or of an earlier reward model.
+        base_judge: folder of a Qwen2.5-VL or of an earlier reward model; what is said of the "base" is said of it.
+        second_start: the same for the judge that watches; `base_judge` if None.
         curated, candidates, pairs: artifacts of those stages.
         taxonomy: tasks, dimensions and the query; the shipped one if None.
         judge_class: how two images are compared; `Judge` reads both at once.
@@ -102,9 +108,9 @@ def fit_reward(
     first, second = _shares(train, origins_of(curated, train), config.second_share)  # fails early when artifacts do not belong together
     images = PairImages(curated, candidates, config.paste_source)
 
-    def fitted(share: Sequence[Pair], place: Path, seed: int, label: str) -> _Fit:
+    def fitted(start: Path, share: Sequence[Pair], place: Path, seed: int, label: str) -> _Fit:
         """A judge fitted to `share` and saved, with the record of its fitting."""
-        judge = judge_class.load(base_judge, taxonomy, getattr(torch, config.dtype))
+        judge = judge_class.load(start, taxonomy, getattr(torch, config.dtype))
         judge.model.to(default_device())
         if config.gradient_checkpointing:
             judge.model.activation_checkpointing_enable()
@@ -114,8 +120,9 @@ def fit_reward(
         return fit
 
     # the second one's weights are gone before the first is loaded: at full size both would not fit
-    told = _second_report(fitted(second, out / SECOND, config.seed + 1, "fit_reward, second judge"), len(second)) if second else None
-    fit = fitted(first, out, config.seed, "fit_reward")
+    watch_from, label = second_start or base_judge, "fit_reward, second judge"
+    told = _second_report(fitted(watch_from, second, out / SECOND, config.seed + 1, label), len(second)) if second else None
+    fit = fitted(base_judge, first, out, config.seed, "fit_reward")
     metrics, figures = _report(fit, len(first), origins_of(curated, validation))
     metrics["second"] = told
     _write_lines(out / "curve.jsonl", fit.curve)

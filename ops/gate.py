@@ -45,7 +45,9 @@ class GateConfig(OpConfig):
     min_order_consistency: float = pydantic.Field(
         0.70, ge=0, le=1, description="Share of pairs for which the judge names the same winner in both orders, mean over cells (ours)."
     )
-    min_policy_change: float = pydantic.Field(1e-6, ge=0, description="Relative change of the policy's weights against the base's (ours).")
+    min_policy_change: float = pydantic.Field(
+        1e-6, ge=0, description="Relative change of the policy's weights against those it started from (ours)."
+    )
     max_psnr_drop: float = pydantic.Field(
         0.5, ge=0, description="How many dB the raw output's PSNR outside the mask may lie below the base's (ours)."
     )

@@ -305,7 +305,7 @@ CHECKS: dict[str, Callable[[Path, Metrics, GateConfig], list[Gate]]] = {
 def check(name: str, folder: Path, config: GateConfig, base: Path | None = None) -> list[Gate]:
     """The gates of an artifact by name. A folder without readable metrics fails those that need them.
 
-    `base` is the base pipeline's folder, from which a policy's stored weights must have moved; without it they have not.
+    `base` is the pipeline's folder that a policy started from; its stored weights must have moved, and without it they have not.
     Raises ConfigError for an artifact that has no gates.
     """
     if name not in CHECKS:

@@ -138,7 +138,7 @@ def measure_health(
         for place, c in enumerate(conditions[:SHOWN])
     ]
     captions = [f"{taxonomy.task(c.task).title}: {c.prompt}" for c in conditions[:SHOWN]]
-    save_picture(out, "before_after", grid(table, columns=["asked", "base", "policy"], captions=captions))
+    save_picture(out, "before_after", grid(table, columns=["asked", "before", "after"], captions=captions))
     tasks = [task for task in taxonomy.active if any(row["task"] == task.name for row in rows)]
     series = {
         task.title: ([row["step"] for row in rows if row["task"] == task.name], [row["reward"] for row in rows if row["task"] == task.name])

@@ -141,4 +141,4 @@ def gold_against_proxy(rows: Sequence[Look], taxonomy: Taxonomy) -> Figure:
         title: {label: [(step, e.mean, e.lo, e.hi) for step, e in over_steps(rows, name, task)] for label, name in named.items()}
         for title, task in {**tasks, "All tasks": None}.items()
     }
-    return against_steps(panels, x="step", y="preferred to the base")
+    return against_steps(panels, x="step", y="preferred to the start")

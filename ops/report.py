@@ -44,6 +44,7 @@ class RunFacts:
     commit: str
     gates: Sequence[Mapping[str, Any]] = ()  # {name, measure, threshold, passed, description, ...} in the order they were asked
     release: Mapping[str, Any] | None = None  # {version, stage, digest, approval if any}; None where nothing was released
+    starts: Sequence[Mapping[str, Any]] = ()  # {version, digest, made}: the release that the artifacts in `made` went on from
     refused: str | None = None  # why the chain refused, in words
     reused: Sequence[str] = ()  # artifacts that were already made
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -109,6 +110,7 @@ def _facts(metrics: Mapping[str, dict[str, Any]], versions: Mapping[str, Version
         "engine": {name: engine[name] for name in ("bytes", "architectures", "verified")} if engine else None,
         "gates": [dict(gate) for gate in run.gates],
         "release": dict(run.release) if run.release else None,
+        "starts": [dict(start) for start in run.starts],
         "refused": run.refused,
         "reused": list(run.reused),
         "stages": dict(run.stage_seconds),

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
+from peft import PeftModel
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -73,6 +74,9 @@ class TrainPolicyConfig(OpConfig):
     negative_prompt: str = Field("nsfw", description="negative prompt where true_cfg is above 1 (the authors' demos)")
     lora_rank: int = Field(0, ge=0, description="rank of LoRA layers; 0 trains every weight (ours)")
     lora_alpha: int = Field(32, ge=1, description="LoRA scale (ours)")
+    start: str = Field(
+        "base", description="start and first reference: `base`, or a release, named by a stage such as `production` or by its digest (ours)"
+    )
     keep_weight: float = Field(0.0, ge=0, description="weight of the squared drift outside the mask; the paper has no such term (ours)")
     least_judged: float = Field(0.5, ge=0, le=1, description="cells whose judge accuracy's lower bound is under this give no reward (ours)")
     difficulty_window: int = Field(
@@ -114,7 +118,8 @@ def train_policy(
     """Train one policy and write it with its curve, health figures and pictures.
 
     Args:
-        base: FLUX Fill folder the policy starts from, which is also its first reference.
+        base: FLUX Fill folder the policy starts from, which is also its first reference: the base's, or the release's that
+            `config.start` stands for. Only LoRA layers over the base are delivered as such, over a release they are merged.
         judge: a reward_model artifact (its metrics say which cells it can judge) or a judge's folder.
         mode: `static` (Algorithm 1) or `ema` (Algorithm 2).
         scratch: holds checkpoints; a run interrupted here goes on from the newest. All processes must see the same folder.
@@ -359,8 +364,11 @@ class Trainer:
                 label=f"policy {self.mode}: health",
             ),
         }
-        folder = out / ("adapter" if self.config.lora_rank else "transformer")
-        self.policy.save_pretrained(folder)
+        network = self.policy
+        if isinstance(network, PeftModel) and self.config.start != "base":  # whoever loads LoRA layers adds them to the base
+            network = network.merge_and_unload()
+        folder = out / ("adapter" if isinstance(network, PeftModel) else "transformer")
+        network.save_pretrained(folder)
         forget_origin(folder)
         with (out / "curve.jsonl").open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)

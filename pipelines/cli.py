@@ -38,13 +38,19 @@ def run(
     require_promotion: Annotated[
         bool, typer.Option("--require-promotion", help="Exit with 3 when promotion was refused, or is left to a person (auto_promote off).")
     ] = False,
+    next_round: Annotated[
+        bool, typer.Option("--next-round", help="Go on from production: label its samples, refit its judge, train its weights further.")
+    ] = False,
 ) -> None:
     """Take images through the whole chain, curation to promotion, and write a report."""
     from pipelines.home import enter
 
     settings, workspace = enter(preset, home)
+    from pipelines import next_round as further
     from pipelines.report import run_and_report
 
+    if next_round:
+        settings = further.next_round(settings, workspace.store)
     outcome, report = run_and_report(settings, workspace)
     if report:
         print(f"report: {report}")

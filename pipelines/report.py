@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import dagster as dg
 import psutil
 
 from assets.chain import RELEASE
+from assets.chain import STAGES as CHAIN
 from assets.settings import Settings
 from assets.sources import ROOT
+from infra.stores.base import Version
 from infra.workspace import Workspace
 from models.errors import UnknownVersion
 from models.taxonomy import Taxonomy
@@ -23,6 +26,7 @@ from ops.approval import approval_for
 from ops.promote import STAGES
 from ops.report import RunFacts, write_report
 from pipelines.chain_run import Outcome, run_chain
+from pipelines.next_round import STARTS
 
 
 def run_and_report(settings: Settings, workspace: Workspace) -> tuple[Outcome, Path | None]:
@@ -50,6 +54,7 @@ def run_and_report(settings: Settings, workspace: Workspace) -> tuple[Outcome, P
             commit=source,
             gates=outcome.gates,
             release=release,
+            starts=_starts(workspace, versions),
             refused=outcome.message if outcome.ending == "refused" else None,
             reused=outcome.reused,
             stage_seconds=outcome.seconds,
@@ -68,6 +73,16 @@ def _release(workspace: Workspace, outcome: Outcome) -> dict[str, Any] | None:
     approval = approval_for(workspace.store, workspace.keys, ref)
     facts = {"version": workspace.store.version(ref.digest).number, "stage": stages[0] if stages else None, "digest": ref.digest}
     return {**facts, "approval": str(approval)} if approval else facts
+
+
+def _starts(workspace: Workspace, versions: Mapping[str, Version]) -> list[dict[str, Any]]:
+    """The release that a round went on from: its number, its digest, and what was made with it. Settings may name several."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in (artifact for stage in CHAIN if stage.name in STARTS for artifact in stage.artifacts if artifact in versions):
+        for parent in (each for each in versions[name].parents if each.name == RELEASE.name):
+            start = {"version": workspace.store.version(parent.digest).number, "digest": parent.digest, "made": []}
+            found.setdefault(parent.digest, start)["made"].append(name)
+    return list(found.values())
 
 
 def _numbers(workspace: Workspace) -> list[int]:

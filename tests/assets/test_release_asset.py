@@ -152,3 +152,20 @@ def test_nor_by_another_release_of_the_policy_that_was_rolled_back(store: DvcSto
 
     newest = chain_of(store, tmp_path / "work", given=data, note="trained otherwise")
     assert run(newest)[1]["ending"] == "promoted"
+
+
+def test_nor_does_it_put_an_earlier_round_back(store: DvcStore, refs: Refs, run: Run, tmp_path: Path) -> None:
+    assert run(refs)[1]["ending"] == "promoted"
+    first, data = store.version(production(store)).ref, {name: refs[name] for name in ("source_images", "curated_dataset")}
+    work = tmp_path / "work"
+    judged = chain_of(store, work, given=data, note="second round")
+    further = {name: ref for name, ref in judged.items() if name not in ("policy-static", "policy-ema", "evaluation", "onnx", "engine")}
+    further["policy-ema"] = put(store, work, "policy-ema", [refs["curated_dataset"], further["reward_model"], first], note="went on")
+    prove(store, further["policy-ema"])
+    assert run(chain_of(store, work, given=further, note="second round"))[1]["ending"] == "promoted"
+
+    moves = store.moves("release")
+    earlier = {name: refs[name] for name in refs if name not in ("evaluation", "onnx", "engine")}
+    ended = run(chain_of(store, work, given=earlier, note="against the second round"))[1]
+    assert ended["ending"] == "refused" and "release v2, in production, went on from what it holds" in ended["message"]
+    assert store.moves("release") == moves

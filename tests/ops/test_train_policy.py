@@ -138,6 +138,16 @@ def test_the_average_can_be_delivered(parts, tmp_path):
     assert _train(parts, tmp_path / "policy", config)["relative_change"] < 1e-4  # an average that hardly follows has hardly moved
 
 
+def test_lora_layers_over_a_release_are_merged(parts, tmp_path):
+    """Whoever loads a policy adds its LoRA layers to the base, so layers over other weights are no policy by themselves."""
+    config = QUICK.model_copy(update={"lora_rank": 2, "iterations": 1})
+    _train(parts, tmp_path / "over_base", config)
+    _train(parts, tmp_path / "over_release", config.model_copy(update={"start": "production"}))
+    assert not (tmp_path / "over_release" / "adapter").exists()
+    merged, whole = load_transformer(parts[0], tmp_path / "over_base").state_dict(), _weights(tmp_path / "over_release")
+    assert merged.keys() == whole.keys() and all(torch.equal(merged[name], whole[name]) for name in whole)
+
+
 def test_lora_trains_an_adapter_that_merges(parts, tmp_path):
     metrics = _train(parts, tmp_path / "policy", QUICK.model_copy(update={"lora_rank": 2}))
     assert metrics["relative_change"] > 0
