@@ -158,11 +158,13 @@ def test_nor_does_it_put_an_earlier_round_back(store: DvcStore, refs: Refs, run:
     assert run(refs)[1]["ending"] == "promoted"
     first, data = store.version(production(store)).ref, {name: refs[name] for name in ("source_images", "curated_dataset")}
     work = tmp_path / "work"
-    judged = chain_of(store, work, given=data, note="second round")
-    further = {name: ref for name, ref in judged.items() if name not in ("policy-static", "policy-ema", "evaluation", "onnx", "engine")}
-    further["policy-ema"] = put(store, work, "policy-ema", [refs["curated_dataset"], further["reward_model"], first], note="went on")
-    prove(store, further["policy-ema"])
-    assert run(chain_of(store, work, given=further, note="second round"))[1]["ending"] == "promoted"
+    note = "second round"
+    for name in ("candidates", "preference_pairs", "reward_model"):
+        data[name] = put(store, work, name, [data[above] for above in PARENTS[name]], note=note)
+    data["policy-ema"] = put(store, work, "policy-ema", [data["curated_dataset"], data["reward_model"], first], note=note)
+    for name in ("preference_pairs", "reward_model", "policy-ema"):
+        prove(store, data[name])
+    assert run(chain_of(store, work, given=data, note=note))[1]["ending"] == "promoted"
 
     moves = store.moves("release")
     earlier = {name: refs[name] for name in refs if name not in ("evaluation", "onnx", "engine")}
