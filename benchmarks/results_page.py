@@ -9,6 +9,7 @@ there is no figure, and the target is missed.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def _page(runs: list[Run], fits: list[dict[str, Any]], drawn: dict[str, str]) ->
         "## Second round",
         _second_rounds(runs),
         "## Gates",
-        "Measure and number of cases of every gate; the sample that each needs is in the report's line of it.",
+        "Measure of every gate, the number of cases behind it, and how many its margin needs at 80% power.",
         _gates(runs),
     ]
     if fits:
@@ -297,7 +298,9 @@ def _gates(runs: list[Run]) -> str:
                 continue
             threshold = NONE if gate["threshold"] is None else f"{gate['threshold']:g}"
             measure = NONE if gate["measure"] is None else f"{gate['measure']:.3g}"
-            line.append(measure + (f" (n {gate['n']})" if gate["n"] else "") + ("" if gate["passed"] else " **failed**"))
+            needed = re.search(r"needed \d+", gate["description"])
+            size = ", ".join([f"n {gate['n']}", *([needed[0]] if needed else [])]) if gate["n"] else ""
+            line.append(measure + (f" ({size})" if size else "") + ("" if gate["passed"] else " **failed**"))
         lines.append([*line[:2], threshold, *line[2:]])
     return table(["artifact", "gate", "threshold", *(f"seed {run['seed']}" for run in runs)], lines)
 

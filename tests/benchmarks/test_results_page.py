@@ -62,7 +62,17 @@ def record(seed: int, win: float) -> dict[str, Any]:
         "policy": {mode: summary(win) for mode in MODES},
         "best_mode": "static",
         "absolute": {name: [{"task": t, "dimension": d, "n": 120, "mean": 0.5} for t, d in TAXONOMY.cells] for name in ("base", *MODES)},
-        "gates": [{"artifact": "evaluation", "name": "win_rate", "measure": win, "threshold": 0.55, "passed": win >= 0.55, "n": 600}],
+        "gates": [
+            {
+                "artifact": "evaluation",
+                "name": "win_rate",
+                "measure": win,
+                "threshold": 0.55,
+                "passed": win >= 0.55,
+                "n": 600,
+                "description": "mean; n 600, needed 167 for",
+            }
+        ],
         "release": {"version": 1, "stage": "production"},
         "refused": None,
         "curves": dict.fromkeys(MODES, curve),
@@ -78,7 +88,17 @@ def refused(seed: int) -> dict[str, Any]:
         for name, value in record(seed, 0.8).items()
         if name in ("seed", "command", "commit", "machine", "threads", "preset", "wall_s", "peak_rss_gb")
     }
-    gates = [{"artifact": "reward_model", "name": "judge_accuracy", "measure": 0.4, "threshold": 0.6, "passed": False, "n": 50}]
+    gates = [
+        {
+            "artifact": "reward_model",
+            "name": "judge_accuracy",
+            "measure": 0.4,
+            "threshold": 0.6,
+            "passed": False,
+            "n": 50,
+            "description": "",
+        }
+    ]
     judge = {"split": "validation", "n": 50, "mean_accuracy": 0.4, "base_mean_accuracy": 0.4, "order_consistency": 0.9, "cells": []}
     skipped = {"skipped": "the first round was refused: judge"}
     return {
@@ -117,7 +137,7 @@ def test_a_target_that_one_seed_misses_is_printed_as_missed(tmp_path: Path) -> N
     ]
     assert row(text, "judge, sealed pairs: mean over")[-1] == "met" and row(text, "ema: chosen checkpoint")[-2:] == [".020", "met"]
     assert row(text, "second round: lower bound")[2:] == [".480", ".480", ".480", ".480", "met"]
-    assert row(text, "evaluation | win_rate")[-1] == "0.74 (n 600)"
+    assert row(text, "evaluation | win_rate")[-1] == "0.74 (n 600, needed 167)"
     assert row(text, "0 | text/legibility") == ["0", "text/legibility"]
     assert text.count("| fill | structure |") == 4  # wins of both modes, the judge, absolute quality
 
