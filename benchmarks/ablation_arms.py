@@ -25,7 +25,7 @@ from ops.judge_accuracy import judge_accuracy
 from ops.train_policy import TrainPolicyConfig, train_policy
 
 LORA_RATE = 10  # ours: LoRA's learning rate over that of full fine-tuning
-WINDOW = 4  # ours: the preset's iterations are some six for each task
+WINDOW = 4  # ours: a third of the mini preset's iterations of a task
 
 
 def shipped(taxonomy: Taxonomy) -> Taxonomy:

@@ -19,13 +19,13 @@ ROOM = 0.02  # ours: empty margin of the plots
 
 LIMITS = """\
 **What this can and cannot show.** The world is the preset's: small pictures, networks of a few megabytes, a scripted annotator. An arm that
-helps here need not help FLUX Fill and people. {seeds} seeds give the size of a difference, not its proof: one that is not clearly larger
-than its spread over seeds says nothing, and with {arms} arms some will stand out by luck; nothing is corrected for that. Every arm changes
-one setting and nothing was tuned for it, while the preset's own settings were chosen on validation scenes, so the defaults are favoured.
-The base judge has been trained on pairs and on the shipped query, which favours them once more, and the candidates hold one-step
-predictions of the preset's stop steps only. No second judge is fitted: all labels go to the judge that is measured, and of every policy the
-last checkpoint is delivered where the chain would choose one. The scenes are others than those of `make bench`; the few photographs,
-which count in the judge's figures and not in the win rates, are the same for all seeds."""
+helps here need not help FLUX Fill and people. A few seeds ({seeds} here) give the size of a difference, not its proof: one that is not
+clearly larger than its spread over seeds says nothing, and with {arms} arms some will stand out by luck; nothing is corrected for that.
+Every arm changes one setting and nothing was tuned for it, while the preset's own settings were chosen on validation scenes, so the
+defaults are favoured. The base judge has been trained on pairs and on the shipped query, which favours them once more, and the candidates
+hold one-step predictions of the preset's stop steps only. No second judge is fitted: all labels go to the judge that is measured, and of
+every policy the last checkpoint is delivered where the chain would choose one. The scenes are others than those of `make bench`; the few
+photographs, which count in the judge's figures and not in the win rates, are the same for all seeds."""
 JUDGES = """\
 Agreement with the annotator, who never errs there, on the pairs of the sealed split, each asked in both orders; mean over cells of task and
 dimension. *One-step pairs*: both candidates are predictions from a stop step, as reinforcement learning shows them. Order consistency is
@@ -41,10 +41,14 @@ def write_page(record: dict[str, Any], page: Path) -> None:
     pictures = page.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
     found, seeds = _found(record), record["seeds"]
-    parts = [_head(record), _judges(found, seeds), _policies(found, seeds), _failures(record)]
-    for kind, x in (("judge", "accuracy on the test pairs"), ("policy", "win rate over the base")):
-        _plot(found, kind, f"{x}: mean, lowest and highest seed", pictures / f"{kind}.png")
-    page.write_text("\n\n".join(part for part in parts if part) + "\n")
+    parts = [_head(record)]
+    for kind, section, x in (("judge", _judges, "accuracy on the test pairs"), ("policy", _policies, "win rate over the base")):
+        if _of(found, kind):
+            _plot(found, kind, f"{x}: mean, lowest and highest seed", pictures / f"{kind}.png")
+            parts.append(section(found, seeds, f"{pictures.name}/{kind}.png"))
+    if failed := [f"- `{row['arm']}`, seed {row['seed']}: {row['error']}" for row in record["rows"] if "error" in row]:
+        parts += ["## Arms that could not be run", "\n".join(failed)]
+    page.write_text("\n\n".join(parts) + "\n")
 
 
 def _found(record: dict[str, Any]) -> Found:
@@ -59,7 +63,7 @@ def _head(record: dict[str, Any]) -> str:
     about = (
         f"One setting changed at a time, the rest as the preset `{record['preset']['preset']}` has it: {done} of {len(ARMS)} arms. Written "
         f"by `{record['command']}` from `benchmarks/results/ablations.json`; commit {commits}; {machine['cores']} cores, "
-        f"{machine['processor']}, Python {machine['python']}. How many labels to buy, and what annotators' errors cost: docs/results.md."
+        f"{machine['processor']}, Python {machine['python']}. Numbers of labels and annotators' errors: [results](results.md)."
     )
     return "\n\n".join(["# Ablations", about, LIMITS.format(seeds=len(record["seeds"]), arms=len(ARMS))])
 
@@ -97,7 +101,7 @@ def _of(found: Found, kind: str) -> list[str]:
     return [arm for arm in found if arm.startswith(kind)]
 
 
-def _judges(found: Found, seeds: Sequence[int]) -> str:
+def _judges(found: Found, seeds: Sequence[int], picture: str) -> str:
     arms = _of(found, "judge")
     rows = [
         [
@@ -126,14 +130,14 @@ def _judges(found: Found, seeds: Sequence[int]) -> str:
             JUDGES,
             _explained("judge"),
             _table(header, rows),
-            "![Accuracy of each judge](ablations/judge.png)",
+            f"![Accuracy of each judge]({picture})",
             "Per cell, mean over seeds:",
             _cells(found, arms, "accuracy"),
         ]
     )
 
 
-def _policies(found: Found, seeds: Sequence[int]) -> str:
+def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
     arms = _of(found, "policy")
 
     def each(figures: dict[str, Any] | None) -> str:
@@ -164,7 +168,7 @@ def _policies(found: Found, seeds: Sequence[int]) -> str:
             POLICIES,
             _explained("policy"),
             _table(header, rows),
-            "![Win rate of each policy](ablations/policy.png)",
+            f"![Win rate of each policy]({picture})",
             "Per task, mean over seeds:",
             _tasks(found, arms),
             "Per cell, mean over seeds:",
@@ -196,19 +200,13 @@ def _cells(found: Found, arms: Sequence[str], key: str) -> str:
     return _table(["cell", "n", *(f"`{arm.split('/')[1]}`" for arm in arms)], [line(cell) for cell in cells])
 
 
-def _failures(record: dict[str, Any]) -> str:
-    lines = [f"- `{row['arm']}`, seed {row['seed']}: {row['error']}" for row in record["rows"] if "error" in row]
-    return "\n\n".join(["## Arms that could not be run", "\n".join(lines)]) if lines else ""
-
-
 def _plot(found: Found, kind: str, x: str, path: Path) -> None:
     spread = {}
     for arm in _of(found, kind):
         values = [value for figures in found[arm].values() if (value := figures[HEADLINE[kind]]) is not None]
         if values:
             spread[arm.split("/")[1].replace("_", " ")] = (fmean(values), min(values), max(values))
-    if not spread:
-        path.unlink(missing_ok=True)
+    if not spread:  # nothing but photographs: there is no win rate
         return
     limits = min(low for _, low, _ in spread.values()) - ROOM, max(high for _, _, high in spread.values()) + ROOM
     default = spread.get(DEFAULTS[kind].split("/")[1])

@@ -104,8 +104,10 @@ def main() -> None:
     if not arms:
         parser.error(f"no arm fits {' '.join(arguments.arms)}: there are {', '.join(ARMS)}")
     if not arguments.collect:
-        ensure_data(ROOT)
-        torch.set_num_threads(int(os.environ.get(THREADS, load_settings(arguments.preset).threads)))
+        settings = load_settings(arguments.preset)
+        if any(source.startswith("data/") for source in (settings.flux, settings.judge)):
+            ensure_data(ROOT)
+        torch.set_num_threads(int(os.environ.get(THREADS, settings.threads)))
         run(arguments.preset, arguments.seeds, arms, arguments.work, Progress(lambda line: print(line, flush=True)))
     record = collect(arguments.preset, arguments.work, arguments.out, arguments.page)
     print(f"{len(record['rows'])} results of seeds {record['seeds']}: {arguments.out}, {arguments.page}")

@@ -131,11 +131,11 @@ def peak_rss_gb() -> float:
 def commit() -> str:
     """The repository's commit, with `+` behind it when the tree has changes; `unknown` outside a clone.
 
-    What a bench writes into the tree changes nothing that runs.
+    What a bench writes into the tree, results and pages, changes nothing that runs.
     """
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-        status = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs/results", ":!docs/results.md"]
+        status = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs"]
         changed = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
