@@ -3,6 +3,7 @@ PYTHON ?= python3
 EXTRAS ?= cpu,test
 PRESET ?= mini
 PORT ?= 3000
+WORKERS ?= 2
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
@@ -15,7 +16,7 @@ run: .venv/.ready-$(EXTRAS)
 	$(BIN)/onereward run --preset $(PRESET)
 
 test: .venv/.ready-$(EXTRAS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 dev: .venv/.ready-$(EXTRAS)
 	$(BIN)/onereward dev --preset $(PRESET) --port $(PORT)

@@ -14,6 +14,8 @@ import json
 import os
 from pathlib import Path
 
+import filelock
+
 from infra.stores.base import directory_digest
 from models.errors import BrokenWeights, MissingWeights, ServerUnreachable
 
@@ -36,8 +38,10 @@ def ensure_data(repo_root: Path) -> Path:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    lock = repo_root / ".dvc" / "tmp" / "data.lock"  # DVC itself gives up after three seconds where another process is fetching
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with Repo(str(repo_root)) as repo:
+        with filelock.FileLock(lock), Repo(str(repo_root)) as repo:
             pointer = str(repo_root / POINTER)  # a relative one would be looked up in the current folder
             if not (repo_root / "data").exists() or repo.status(targets=[pointer]):
                 repo.pull(targets=[pointer], force=False)

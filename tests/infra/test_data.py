@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,13 @@ def test_a_file_that_is_missing_is_fetched_again(repository: Path) -> None:
     ensure_data(repository)
     (repository / "data" / "weights.bin").unlink()
     assert (ensure_data(repository) / "weights.bin").read_bytes() == b"weights"
+
+
+def test_several_may_fetch_at_once(repository: Path) -> None:
+    fetch = [sys.executable, "-c", f"from pathlib import Path; from infra.data import ensure_data; ensure_data(Path({str(repository)!r}))"]
+    fetching = [subprocess.Popen(fetch, cwd=ROOT) for _ in range(3)]
+    assert [process.wait() for process in fetching] == [0, 0, 0]
+    assert (repository / "data" / "weights.bin").read_bytes() == b"weights"
 
 
 def test_a_missing_remote_is_named(repository: Path) -> None:
