@@ -30,11 +30,12 @@ from infra.data import ensure_data
 from infra.disk import replacing
 from infra.progress import Progress
 from models.errors import OneRewardError
-from pipelines.config import DEFAULT, load_settings
+from pipelines.config import load_settings
 from pipelines.report import commit
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (3, 4, 5)  # ours: `make bench` has the scenes of 0, 1 and 2, which no ablation is to look at
+PRESET = "ablations"
 THREADS = "OMP_NUM_THREADS"
 
 
@@ -94,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--arms", nargs="+", default=["*"], help=f"patterns of {', '.join(ARMS)}")
-    parser.add_argument("--preset", default=DEFAULT)
+    parser.add_argument("--preset", default=PRESET)
     parser.add_argument("--work", type=Path, default=ROOT / ".onereward" / "ablations", help="data, judges and what each arm gave")
     parser.add_argument("--collect", action="store_true", help="measure nothing more")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "ablations.json")
