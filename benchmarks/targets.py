@@ -6,6 +6,7 @@ from collections.abc import Callable
 from operator import ge, gt, le
 from typing import Any, Literal, NamedTuple
 
+from models.taxonomy import Taxonomy
 from ops.gate import GateConfig
 
 MODES = ("static", "ema")
@@ -61,10 +62,10 @@ def _of_mode(mode: str, read: Callable[[dict[str, Any]], float | None]) -> Calla
     return measure
 
 
-def _lowest(cells: list[dict[str, Any]], name: str) -> float | None:
-    """None as soon as one has no figure: a mean must not hide a task that was not measured."""
-    values = [cell[name] for cell in cells]
-    return min(values) if values and None not in values else None
+def _lowest(rows: list[dict[str, Any]], name: str, of: int) -> float | None:
+    """None as soon as one of the `of` tasks or cells has no row or no figure: the worst may be the one that was not measured."""
+    values = [row[name] for row in rows]
+    return min(values) if len(values) == of and None not in values else None
 
 
 def _above_base(judge: dict[str, Any]) -> float | None:
@@ -85,10 +86,12 @@ def _of_second_round(run: Run) -> float | None:
 
 def targets() -> list[Target]:
     """All of them, in the issue's order. Win rates are by the acceptance measures, with which nobody labelled."""
+    taxonomy = Taxonomy.load()
+    tasks, cells = len(taxonomy.active), len(taxonomy.cells)
     found = [
         Target("judge, sealed pairs: mean over cells", 0.80, _of_judge(lambda judge: judge["mean_accuracy"])),
-        Target("judge, sealed pairs: worst cell", 0.70, _of_judge(lambda judge: _lowest(judge["cells"], "accuracy"))),
-        Target("judge, sealed pairs: pairs in the smallest cell", 200, _of_judge(lambda judge: _lowest(judge["cells"], "n"))),
+        Target("judge, sealed pairs: worst cell", 0.70, _of_judge(lambda judge: _lowest(judge["cells"], "accuracy", cells))),
+        Target("judge, sealed pairs: pairs in the smallest cell", 200, _of_judge(lambda judge: _lowest(judge["cells"], "n", cells))),
         Target("judge, sealed pairs: mean above the base judge's", 0.05, _of_judge(_above_base)),
         Target("judge, sealed pairs: order consistency", 0.85, _of_judge(lambda judge: judge["order_consistency"])),
     ]
@@ -102,7 +105,7 @@ def targets() -> list[Target]:
             Target(
                 f"judge, {mode} against base: worst cell",
                 0.70,
-                _of_mode(mode, lambda s: _lowest((s["judge_on_edits"] or {"cells": []})["cells"], "accuracy")),
+                _of_mode(mode, lambda s: _lowest((s["judge_on_edits"] or {"cells": []})["cells"], "accuracy", cells)),
             ),
         ]
     limits = GateConfig()
@@ -112,10 +115,10 @@ def targets() -> list[Target]:
             Target(
                 f"{mode}: win rate in removal",
                 0.80,
-                _of_mode(mode, lambda s: _lowest([t for t in s["tasks"] if t["task"] == "remove"], "win_rate")),
+                _of_mode(mode, lambda s: _lowest([t for t in s["tasks"] if t["task"] == "remove"], "win_rate", 1)),
             ),
-            Target(f"{mode}: lower bound of the worst task", 0.50, _of_mode(mode, lambda s: _lowest(s["tasks"], "lo")), how="above"),
-            Target(f"{mode}: lower bound of the worst cell", NOT_WORSE, _of_mode(mode, lambda s: _lowest(s["cells"], "lo"))),
+            Target(f"{mode}: lower bound of the worst task", 0.50, _of_mode(mode, lambda s: _lowest(s["tasks"], "lo", tasks)), how="above"),
+            Target(f"{mode}: lower bound of the worst cell", NOT_WORSE, _of_mode(mode, lambda s: _lowest(s["cells"], "lo", cells))),
             Target(
                 f"{mode}: PSNR lost outside the mask, dB",
                 limits.max_psnr_drop,

@@ -159,6 +159,20 @@ def test_bounds_are_held_as_they_are_asked() -> None:
     assert not asked["ema: PSNR lost outside the mask, dB"].met(lost) and asked["static: PSNR lost outside the mask, dB"].met(lost)
 
 
+def test_a_cell_that_was_not_measured_may_be_the_worst() -> None:
+    asked = {target.what: target for target in targets()}
+    lacking = record(0, 0.85)
+    for cells in (lacking["judge"]["cells"], lacking["policy"]["ema"]["cells"], lacking["policy"]["ema"]["judge_on_edits"]["cells"]):
+        del cells[3]
+    for what in (
+        "judge, sealed pairs: worst cell",
+        "judge, sealed pairs: pairs in the smallest cell",
+        "judge, ema against base: worst cell",
+    ):
+        assert asked[what].met(record(0, 0.85)) and asked[what].measure(lacking) is None and not asked[what].met(lacking)
+    assert not asked["ema: lower bound of the worst cell"].met(lacking) and asked["static: lower bound of the worst cell"].met(lacking)
+
+
 def test_plots_are_there_and_small(tmp_path: Path) -> None:
     fits = [
         {"seed": seed, "error_rate": error, "labels": labels, "mean_accuracy": {250: 0.6, 1000: 0.7}[labels] - error / 5 + seed / 50}
