@@ -7,8 +7,9 @@
 Each seed runs the preset in a home of its own, with that seed in every stage that draws. With `--homes` the home stays, and an
 interrupted seed goes on where it stood; without, it is removed. A seed's figures are written as soon as its run ends, refusals
 included, to `benchmarks/results/<preset>.json`; called again, a seed that the same commit has run already is not run twice.
-A tree with changes is no commit: there every seed is run. `--next-round` runs, after a seed that was promoted, the chain once
-more in the same home with `onereward run --next-round`. The page is docs/results.md (benchmarks/results_page.py).
+A tree with changes is no commit: there every seed is run. A home in which another commit has released is refused. `--next-round`
+runs, after a seed that was promoted, the chain once more in the same home with `onereward run --next-round`. The page is
+docs/results.md (benchmarks/results_page.py).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import yaml
 from benchmarks.results_page import write_page
 from benchmarks.rows import keep, rows
 from infra.workspace import Workspace
+from models.errors import ConfigError
 from ops.probe import CHECKPOINTS, JUDGE, SECOND, TRUTH, over_steps, read_checkpoints
 from pipelines.config import load_settings, preset_path
 from pipelines.report import commit, find_report
@@ -77,6 +79,16 @@ def write_seeded(preset: str, seed: int, path: Path, threads: int | None = None)
 def home_name(preset: str, seed: int) -> str:
     """A seed's folder under `--homes`."""
     return f"{preset_path(preset).stem}-{seed}"
+
+
+def unmoved(home: Path, source: str) -> None:
+    """Raises ConfigError where another commit has put a release into production there: a first round would be held against it."""
+    reports = (json.loads(path.read_text()) for path in sorted(Workspace(home).reports.glob("*/report.json")))
+    for report in reports:
+        if (report["release"] or {}).get("stage") == "production" and (report["commit"] != source or source.endswith("+")):
+            raise ConfigError(
+                f"Commit {report['commit'][:13]} has put a release into production in {home}.", "Remove it, or name other --homes."
+            )
 
 
 @contextmanager
@@ -130,13 +142,16 @@ def bench(
     settings = load_settings(preset).model_dump(mode="json")
     threads = threads or settings["threads"]
     for seed in seeds:
-        about = {"preset": settings, "machine": machine(), "threads": threads, "commit": commit()}
+        source = commit()
+        about = {"preset": settings, "machine": machine(), "threads": threads, "commit": source}
         same = [row for row in rows(out) if row["seed"] == seed and about.items() <= row.items() and not row["commit"].endswith("+")]
         run = same[0] if same else None
         if run and (not next_round or "next_round" in run):
             print(f"seed {seed} has been run already: {out}")
             continue
         with home_of(homes, preset, seed) as home:
+            if run is None:
+                unmoved(home, source)
             seeded = home / "preset.yaml"
             write_seeded(preset, seed, seeded, threads)
             if run is None or homes is None:

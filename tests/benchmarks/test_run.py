@@ -17,6 +17,7 @@ from assets.sources import ROOT
 from benchmarks import run
 from benchmarks.rows import keep, rows
 from infra.workspace import Workspace
+from models.errors import ConfigError
 from ops.policy_watch import Look
 from pipelines.config import load_settings
 
@@ -88,7 +89,7 @@ def test_figures_come_from_the_report_of_the_seeds_own_home(tmp_path: Path, monk
         assert command[1:4] == ["-m", "pipelines.cli", "run"] and options["check"] and options["cwd"] == ROOT
         seed = load_settings(arguments["--preset"]).stages["policy"]["seed"]
         folder = Workspace(Path(arguments["--home"])).reports / ("2" if "--next-round" in command else "1")
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "report.json").write_text(json.dumps({"wall_s": seed, "commit": "c0ffee", "other": 1, **RELEASED}))
         (folder / "policy-ema-checkpoints.jsonl").write_text(json.dumps(look) + "\n")
 
@@ -107,6 +108,12 @@ def test_figures_come_from_the_report_of_the_seeds_own_home(tmp_path: Path, monk
     assert end["step"] == 6 and end["judge"][0] == 0.9 and end["measure_win"][0] == 1.0
     assert {path.name for path in homes.iterdir()} == {"mini-4", "mini-5"}
     assert "mini-4" not in out.read_text() and str(tmp_path) not in out.read_text()
+
+    assert len(run.bench(PRESET, [4], tmp_path / "same.json", homes=homes)) == 1  # goes on where it stood
+    monkeypatch.setattr(run, "commit", lambda: "decaf")
+    with pytest.raises(ConfigError, match="c0ffee has put a release into production"):  # the new seed would be held against the old one's
+        run.bench(PRESET, [4], out, homes=homes)
+    assert rows(out)[0]["commit"] == "c0ffee"
 
 
 def test_every_seed_is_kept_as_it_comes(ran: Chains, tmp_path: Path) -> None:
