@@ -130,8 +130,8 @@ def curves(report: Path) -> dict[str, list[dict[str, Any]]]:
 
 def second_round(first: dict[str, Any], preset: Path, home: Path) -> dict[str, Any]:
     """The next round's figures, or why there is none."""
-    if first["refused"] or not first["release"]:
-        return {"skipped": f"the first round was refused: {first['refused']}"}
+    if (first["release"] or {}).get("stage") != "production":
+        return {"skipped": f"the first round was refused: {first['refused']}" if first["refused"] else "the first round was not promoted"}
     return run_chain(preset, home, "--next-round")
 
 
