@@ -96,10 +96,11 @@ def fit_config(section: dict[str, Any], seed: int, labels: int, most: int) -> Fi
     return whole.model_copy(update={**fewer, "max_pairs": labels, "max_validation_pairs": max(1, round(labels * VALIDATION_SHARE))})
 
 
-def accuracy(judge: Path, sealed: Sequence[Pair], data: tuple[Path, Path], batch_size: int, progress: Progress) -> dict[str, Any]:
-    """What `judge_accuracy` says of a fitted judge, without its rows."""
+def accuracy(judge: Path, sealed: Sequence[Pair], data: tuple[Path, Path], config: FitRewardConfig, progress: Progress) -> dict[str, Any]:
+    """What `judge_accuracy` says of a judge fitted so, without its rows."""
     taxonomy = Taxonomy.load()
-    found = judge_accuracy(Judge.load(judge, taxonomy), taxonomy, sealed, *data, batch_size=batch_size, progress=progress)
+    asking: dict[str, Any] = {"batch_size": config.batch_size, "paste_source": config.paste_source, "progress": progress}
+    found = judge_accuracy(Judge.load(judge, taxonomy), taxonomy, sealed, *data, **asking)
     return {name: found[name] for name in ("mean_accuracy", "lo", "hi", "order_consistency", "n", "cells")}
 
 
@@ -132,7 +133,7 @@ def curve(
             start = time.monotonic()
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 metrics = fit_reward(config, weights(settings.judge, ROOT), *data, pairs, Path(place), progress)
-                found = accuracy(Path(place), sealed, data, config.batch_size, progress)
+                found = accuracy(Path(place), sealed, data, config, progress)
             fitted = {"steps": metrics["steps"], "best_step": metrics["best_step"], "validation_labels": metrics["pairs_validation"]}
             where = {"machine": machine(), "threads": torch.get_num_threads(), "wall_s": round(time.monotonic() - start, 1)}
             keep(out, {**key, **about, **where, **fitted, **found}, *key)
