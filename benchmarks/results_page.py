@@ -130,7 +130,13 @@ def _page(runs: list[Run], fits: list[dict[str, Any]], drawn: dict[str, str]) ->
         _gates(runs),
     ]
     if fits:
-        parts += ["## How many labels to buy", ABOUT_LABELS, _labels(fits), picture("label_curve", "accuracy against number of labels")]
+        parts += [
+            "## How many labels to buy",
+            ABOUT_LABELS,
+            _labels(fits),
+            _commits(fits),
+            picture("label_curve", "accuracy against number of labels"),
+        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -315,6 +321,11 @@ def _labels(fits: list[dict[str, Any]]) -> str:
             line.append(f"{rate(sum(here) / len(here))} ({', '.join(rate(value) for value in here)})" if here else NONE)
         lines.append(line)
     return table(["labels", *(f"error rate {error:g}" for error in errors)], lines)
+
+
+def _commits(fits: list[dict[str, Any]]) -> str:
+    """Fits of several commits may lie in one file: one that was not made again is not taken away."""
+    return "Commits: " + ", ".join(f"`{commit[:13]}`" for commit in sorted({fit["commit"] for fit in fits})) + "."
 
 
 def _plots(runs: list[Run], fits: list[dict[str, Any]]) -> dict[str, Figure]:

@@ -175,7 +175,13 @@ def test_a_cell_that_was_not_measured_may_be_the_worst() -> None:
 
 def test_plots_are_there_and_small(tmp_path: Path) -> None:
     fits = [
-        {"seed": seed, "error_rate": error, "labels": labels, "mean_accuracy": {250: 0.6, 1000: 0.7}[labels] - error / 5 + seed / 50}
+        {
+            "seed": seed,
+            "commit": f"c{seed}",
+            "error_rate": error,
+            "labels": labels,
+            "mean_accuracy": {250: 0.6, 1000: 0.7}[labels] - error / 5 + seed / 50,
+        }
         for seed in (0, 1)
         for error in (0.0, 0.25)
         for labels in (250, 1000)
@@ -187,6 +193,7 @@ def test_plots_are_there_and_small(tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_size < 100_000
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 100
+    assert "Commits: `c0`, `c1`." in text
     assert row(text, "250 |") == ["250", ".61 (.60, .62)", ".56 (.55, .57)"]
 
 
