@@ -72,7 +72,8 @@ def run(preset: str, seeds: list[int], arms: list[str], work: Path, progress: Pr
 
 def collect(preset: str, work: Path, out: Path, page: Path) -> dict[str, Any]:
     """Write results and page from every arm in `work`, and return the results."""
-    rows = [json.loads(path.read_text()) for path in work.glob("*/arms/*/*.json")]
+    drafts = ".draft.json"  # of an arm that another process is just writing, or was when it was killed
+    rows = [json.loads(path.read_text()) for path in work.glob("*/arms/*/*.json") if not path.name.endswith(drafts)]
     order = list(ARMS)
     rows = sorted((row for row in rows if row["arm"] in ARMS), key=lambda row: (order.index(row["arm"]), row["seed"]))
     seeds = sorted({row["seed"] for row in rows})

@@ -26,6 +26,7 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path) -> None:
     preset, work = str(write_toy(tmp_path, reward_model={"steps": 2, "max_validation_pairs": 4})), tmp_path / "work"
     said: list[str] = []
     run(preset, [SEED], MEASURED, work, Progress(said.append))
+    (work / str(SEED) / "arms" / "policy" / "ema.draft.json").write_text("")
     record = collect(preset, work, tmp_path / "ablations.json", tmp_path / "ablations.md")
     assert json.loads((tmp_path / "ablations.json").read_text()) == record
     rows = {row["arm"]: row for row in record["rows"]}
