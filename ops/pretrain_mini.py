@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxFillPipeline
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.progress import Progress
 from infra.stores.base import directory_digest
@@ -59,6 +59,12 @@ class PretrainConfig(OpConfig):
     judge_compare_steps: int = Field(420, ge=0, description="steps of comparison on scores; 0 keeps the start's judge (ours)")
     judge_learning_rate: float = Field(1.5e-3, gt=0, description="judge peak learning rate (ours)")
     seed: int = Field(0, description="seed of every draw (ours)")
+
+    @model_validator(mode="after")
+    def _one_vae(self) -> PretrainConfig:
+        if self.vae_steps and not self.policy_steps:
+            raise ValueError("policy_steps 0 keeps the start's policy with the autoencoder in its folder: vae_steps has to be 0 too")
+        return self
 
 
 # Going on from weights that are already trained, at lower rates. The shipped base was made so from the one before it, whose `data.dvc` and

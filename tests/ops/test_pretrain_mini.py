@@ -61,6 +61,8 @@ def test_an_interrupted_recipe_goes_on_to_loadable_weights_and_keeps_finished_pa
 
 def test_no_steps_keep_what_the_start_has(tmp_path):
     start = ensure_data(ROOT) / "mini"
+    with pytest.raises(ValueError, match="vae_steps has to be 0"):
+        PretrainConfig(vae_steps=1, policy_steps=0)
     kept = TOY.model_copy(update={"vae_steps": 0, "policy_steps": 0, "judge_compare_steps": 0})
     recipe = pretrain_mini(kept, tmp_path, Progress(), TAXONOMY, start)
     assert recipe["figures"] == recipe["start"]["figures"]
