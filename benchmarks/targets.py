@@ -1,4 +1,4 @@
-"""What issue 3 asks of every seed, and whether a run reached it: read from the stored figures, nothing measured here."""
+"""What is asked of every seed of a bench, and whether a run reached it: read from the stored figures, nothing measured here."""
 
 from __future__ import annotations
 
