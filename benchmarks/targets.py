@@ -85,7 +85,7 @@ def _of_second_round(run: Run) -> float | None:
 
 
 def targets() -> list[Target]:
-    """All of them, in the issue's order. Win rates are by the acceptance measures, with which nobody labelled."""
+    """All of them, judge first. Win rates are by the acceptance measures, with which nobody labelled."""
     taxonomy = Taxonomy.load()
     tasks, cells = len(taxonomy.active), len(taxonomy.cells)
     found = [
