@@ -117,7 +117,7 @@ def test_ctrl_c_in_the_middle_of_any_stage(chain: Chain, anew: None, monkeypatch
     monkeypatch.setattr(Bar, "advance", interrupt)
     monkeypatch.setattr(Progress, "say", interrupt)
     ending, _ = chain.run(stage)
-    assert ending == INTERRUPTED and len(at) == 1, at
+    assert ending == INTERRUPTED and len(set(at)) == 1, at  # threads that hash files side by side may each get as far as one step more
     assert not at[0].startswith(("made", "reused", "nothing to do")), at  # the op was at work
     assert chain.state() == before
 

@@ -172,7 +172,7 @@ def test_a_judge_of_shuffled_labels_ends_at_judge_accuracy(chain: Chain, monkeyp
     tamper(monkeypatch, chain, "assets.preference_pairs.make_pairs", shuffle)
     outcome, failed = refused(chain, "reward_model", preference_pairs={"drop_contradictions": False})
     told = chain.metrics("reward_model")
-    assert failed.keys() == {("reward_model", "judge_accuracy")}
+    assert ("reward_model", "judge_accuracy") in failed  # it may contradict itself too, which judge_order sees
     assert "judge_accuracy: measured" in outcome.message
     assert [told[n] for n in ("pairs_train", "pairs_validation")] == [honest[n] for n in ("pairs_train", "pairs_validation")]
     assert told["hi"] < honest["lo"], (told["mean_accuracy"], honest["mean_accuracy"])
