@@ -20,5 +20,6 @@ from ops.generate import GenerateConfig, generate
 )
 def candidates(work: Work) -> dict[str, Any]:
     """Four edits per condition with steps, negative prompt, CFG and noise strength drawn at random; every drawn value is kept."""
-    digest = weights_digest(work.pipeline, work.workspace.home / "weights.json")
-    return generate(work.config, work.pipeline, work.inputs["curated_dataset"], work.out, work.progress, work.taxonomy, digest)
+    known = work.workspace.home / "weights.json"
+    models = {weights_digest(folder, known): folder for folder in (work.pipeline, work.flux)}  # one, where the policy is the base
+    return generate(work.config, models, work.inputs["curated_dataset"], work.out, work.progress, work.taxonomy)

@@ -47,10 +47,6 @@ def only(dimension: str) -> Callable[[Taxonomy], Taxonomy]:
     return restricted
 
 
-def equal_weights(taxonomy: Taxonomy) -> Taxonomy:
-    return taxonomy.model_copy(update={"dimensions": tuple(each.model_copy(update={"weight": 1.0}) for each in taxonomy.dimensions)})
-
-
 @dataclass(frozen=True)
 class JudgeArm:
     """A judge fitted to the training pairs and asked about the test pairs."""
@@ -178,7 +174,7 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
     **{f"policy/cap_{cap}": PolicyArm(f"cap lambda {cap}", {"cap": cap}) for cap in (0.5, 0.9, 1.0)},
     **{
         f"policy/stop_{low}_{high}": PolicyArm(f"stop steps {low} to {high}", {"stop_low": low, "stop_high": high})
-        for low, high in ((2, 3), (4, 5))
+        for low, high in ((1, 2), (3, 4), (6, 7))
     },
     **{
         f"policy/only_{dimension}": PolicyArm(
@@ -192,5 +188,6 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
         f"tasks are drawn by how many of their comparisons were still under the cap in their last {WINDOW} iterations",
         {"difficulty_window": WINDOW},
     ),
-    "policy/equal_weights": PolicyArm("every dimension weighs 1, as in the paper", taxonomy=equal_weights),
+    "policy/one_view": PolicyArm("the judge sees each pair once, where it lies: no jitter", {"jitter": 0, "views": 1}),
+    "policy/equal_weights": PolicyArm("every dimension weighs 1, as in the paper", {"weights": {}}),
 }

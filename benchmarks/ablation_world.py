@@ -93,8 +93,8 @@ class World:
 
     @cached_property
     def candidates(self) -> Path:
-        config, digest = self.config(GenerateConfig, "candidates"), directory_digest(self.base)[0]
-        return self._made("candidates", lambda out: generate(config, self.base, self.curated, out, self.progress, self.taxonomy, digest))
+        config, models = self.config(GenerateConfig, "candidates"), {directory_digest(self.base)[0]: self.base}
+        return self._made("candidates", lambda out: generate(config, models, self.curated, out, self.progress, self.taxonomy))
 
     @cached_property
     def pairs(self) -> Path:

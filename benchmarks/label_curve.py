@@ -73,7 +73,7 @@ def made(settings: Any, seed: int, folder: Path, progress: Progress) -> tuple[Pa
     source_images(SourceConfig(**sections["source_images"]), sources, progress, taxonomy)
     curate(CurateConfig(**sections["curated_dataset"]), sources, curated, progress, vae_embedder(base), taxonomy)
     config = GenerateConfig(**sections["candidates"])
-    generate(config, base, curated, candidates, progress, taxonomy, directory_digest(base)[0])
+    generate(config, {directory_digest(base)[0]: base}, curated, candidates, progress, taxonomy)
     return curated, candidates
 
 

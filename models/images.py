@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -25,6 +26,12 @@ def to_pil(image: Tensor) -> Image.Image:
     """[3, H, W] or [1, H, W] in [0, 1] (values outside are clipped) as an 8-bit picture."""
     values = (image.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
     return Image.fromarray(values[0]) if values.shape[0] == 1 else Image.fromarray(values.transpose(1, 2, 0))
+
+
+def shifted(images: Tensor, dx: int, dy: int) -> Tensor:
+    """Pictures [B, 3, H, W] moved `dx` pixels to the left and `dy` up; what comes in at the border mirrors what is beside it."""
+    reach, (height, width) = max(abs(dx), abs(dy)), images.shape[-2:]
+    return pad(images, (reach,) * 4, mode="reflect")[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
 
 
 def paste(source: Tensor, image: Tensor, mask: Tensor) -> Tensor:

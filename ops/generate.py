@@ -1,6 +1,6 @@
 """Candidates: K edits per condition, each with its own steps, negative prompt, guidance and noise strength (paper, section 3.1).
 
-    generate(GenerateConfig(), base, curated, out, Progress(print), Taxonomy.load())
+    generate(GenerateConfig(), {digest: base}, curated, out, Progress(print), Taxonomy.load())
 
 With `one_step` some are predictions of x0 from a stop step, the kind of picture that RL shows the judge of the policy. Every drawn value
 is stored with its candidate, so any one candidate can be made again from its row alone.
@@ -9,6 +9,7 @@ is stored with its candidate, so any one candidate can be made again from its ro
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from infra.progress import Progress
 from models.config import OpConfig
@@ -51,6 +53,9 @@ class GenerateConfig(OpConfig):
     stop_low: int = Field(14, ge=1, description="earliest stop step of those, the policy's (ours)")
     stop_high: int = Field(27, ge=1, description="latest stop step of those, the policy's (ours)")
     policy: str = Field("base", description="whose samples: `base`, a stage such as `production`, or the digest of a release (ours)")
+    base_share: float = Field(
+        0.5, ge=0, le=1, description="where that is a release, share of the candidates that the base samples all the same (ours)"
+    )
     chunk: int = Field(64, ge=1, description="conditions encoded at once; their candidates of equal settings run as one batch (ours)")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the networks (ours)")
     seed: int = Field(0, description="seed of every draw (ours)")
@@ -68,13 +73,13 @@ class GenerateConfig(OpConfig):
 
 
 def generate(
-    config: GenerateConfig, base: Path, curated: Path, out: Path, progress: Progress, taxonomy: Taxonomy, model_digest: str
+    config: GenerateConfig, models: Mapping[str, Path], curated: Path, out: Path, progress: Progress, taxonomy: Taxonomy
 ) -> dict[str, Any]:
     """Sample every condition of `curated` and write candidates.jsonl with its shards.
 
     Args:
-        base: FLUX Fill folder, the base's or a release's.
-        model_digest: content digest of that folder, stored with every candidate.
+        models: content digest, stored with every candidate, -> FLUX Fill folder. The base's; or a release's, then the base's, which
+            samples `base_share` of the candidates.
 
     Raises NotEnoughData, MissingWeights, BrokenWeights, UnknownTask.
     """
@@ -83,41 +88,58 @@ def generate(
         raise NotEnoughData(f"{curated} holds no conditions.", "Curate more source images.")
     for condition in conditions:
         taxonomy.task(condition.task)
-    device = default_device()
-    pipe = load_pipeline(base, getattr(torch, config.dtype)).to(device)
-    rows = [row for condition in conditions for row in _draw(config, condition, type(pipe.scheduler).__name__, model_digest)]
-    shards, sampler = ShardReader(curated), Sampler(pipe)
-    with ShardWriter(out) as writer, progress.bar("candidates", len(rows), "image") as bar:
-        for start in range(0, len(conditions), config.chunk):
-            chosen = conditions[start : start + config.chunk]
-            batch = rows[start * config.per_condition : (start + len(chosen)) * config.per_condition]
-            encoded = sampler.encode(
-                torch.stack([to_tensor(shards[f"{c.id}.image"]) for c in chosen]).to(device),
-                torch.stack([to_mask(shards[f"{c.id}.mask"]) for c in chosen]).to(device),
-                [c.prompt for c in chosen],
-            )
-            encoded = encoded.select([index // config.per_condition for index in range(len(batch))])
-            pictures = sampler.sample(
-                pipe.transformer,
-                sampler.with_negatives(encoded, [row.negative_prompt for row in batch]),
-                [row.seed for row in batch],
-                steps=[row.steps for row in batch],
-                true_cfg=[row.true_cfg for row in batch],
-                guidance_scale=config.guidance_scale,
-                strength=[row.strength for row in batch],
-                stop=[row.stop for row in batch],
-            )
-            for row, picture in zip(batch, pictures, strict=True):
+    drawn = [row for condition in conditions for row in _draw(config, condition, list(models))]
+    made: dict[str, Candidate] = {}
+    shards = ShardReader(curated)
+    with ShardWriter(out) as writer, progress.bar("candidates", len(drawn), "image") as bar:
+        for digest, folder in models.items():  # one after the other: at full size two would not fit
+            for row, picture in _sampled(config, folder, conditions, [row for row in drawn if row.model_digest == digest], shards):
                 writer.add(row.id, to_pil(picture))
-            bar.advance(len(batch))
+                made[row.id] = row
+                bar.advance()
+    rows = [made[row.id] for row in drawn]
     write_rows(out / "candidates.jsonl", rows)
     _picture(out, taxonomy, conditions, shards, config.per_condition)
-    metrics = {"candidates": len(rows), "conditions": len(conditions), "per_condition": config.per_condition, "model_digest": model_digest}
+    shares = {digest: sum(row.model_digest == digest for row in rows) for digest in models}
+    metrics = {"candidates": len(rows), "conditions": len(conditions), "per_condition": config.per_condition, "models": shares}
     write_metrics(out, metrics)
     return metrics
 
 
-def _draw(config: GenerateConfig, condition: Condition, scheduler: str, model_digest: str) -> list[Candidate]:
+def _sampled(
+    config: GenerateConfig, folder: Path, conditions: list[Condition], rows: list[Candidate], shards: ShardReader
+) -> Iterator[tuple[Candidate, Tensor]]:
+    """One model's candidates with their pictures [3, H, W], chunk by chunk."""
+    device = default_device()
+    pipe = load_pipeline(folder, getattr(torch, config.dtype)).to(device)
+    sampler = Sampler(pipe)
+    for start in range(0, len(conditions), config.chunk):
+        chosen = conditions[start : start + config.chunk]
+        at = {condition.id: index for index, condition in enumerate(chosen)}
+        batch = [row for row in rows if row.condition_id in at]
+        if not batch:
+            continue
+        encoded = sampler.encode(
+            torch.stack([to_tensor(shards[f"{c.id}.image"]) for c in chosen]).to(device),
+            torch.stack([to_mask(shards[f"{c.id}.mask"]) for c in chosen]).to(device),
+            [c.prompt for c in chosen],
+        )
+        encoded = encoded.select([at[row.condition_id] for row in batch])
+        pictures = sampler.sample(
+            pipe.transformer,
+            sampler.with_negatives(encoded, [row.negative_prompt for row in batch]),
+            [row.seed for row in batch],
+            steps=[row.steps for row in batch],
+            true_cfg=[row.true_cfg for row in batch],
+            guidance_scale=config.guidance_scale,
+            strength=[row.strength for row in batch],
+            stop=[row.stop for row in batch],
+        )
+        scheduler = type(pipe.scheduler).__name__
+        yield from zip((row.model_copy(update={"scheduler": scheduler}) for row in batch), pictures, strict=True)
+
+
+def _draw(config: GenerateConfig, condition: Condition, models: list[str]) -> list[Candidate]:
     """One condition's candidates; a condition draws the same values whatever else is in the batch."""
     rng = np.random.default_rng([config.seed, int.from_bytes(hashlib.sha256(condition.id.encode()).digest()[:8], "big")])
     rows = []
@@ -132,8 +154,8 @@ def _draw(config: GenerateConfig, condition: Condition, scheduler: str, model_di
             true_cfg=round(float(rng.uniform(config.true_cfg_low, config.true_cfg_high)), 3),
             guidance_scale=config.guidance_scale,
             strength=float(rng.choice(config.strengths)),
-            scheduler=scheduler,
-            model_digest=model_digest,
+            scheduler="",  # known once the model is loaded
+            model_digest=models[0],
             stop=None,
         )
         stop = int(rng.integers(config.stop_low, config.stop_high + 1))
@@ -141,7 +163,8 @@ def _draw(config: GenerateConfig, condition: Condition, scheduler: str, model_di
             shown = {"steps": config.one_step_of, "true_cfg": config.true_cfg_low, "strength": 1.0, "stop": stop}
             row = row.model_copy(update=shown)
         rows.append(row)
-    return rows
+    others = rng.random(config.per_condition) < config.base_share  # drawn last: the rest does not depend on how many models there are
+    return [row.model_copy(update={"model_digest": models[-1]}) if other else row for row, other in zip(rows, others, strict=True)]
 
 
 def _picture(out: Path, taxonomy: Taxonomy, conditions: list[Condition], shards: ShardReader, per_condition: int) -> None:

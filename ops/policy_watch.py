@@ -7,8 +7,9 @@
 Validation conditions are edited by policy and base from the same noise. Two judges compare each pair in both orders: the one that rewards,
 and a second one, fitted on labels of other source images, which the policy has never been trained against. Over-optimisation shows as the
 first judge going on to prefer the policy while the second no longer does (Gao et al., 2023, arXiv 2210.10760). The checkpoint delivered is
-the one that the second judge prefers most often. Where the perfect edit is known the acceptance measure's verdict is recorded beside
-them, for hindsight alone: no choice reads it.
+the one with the largest score by the second judge: the mean over tasks and dimensions of min(enough, mean P(Yes)), so that what is won in
+one cell does not make up for what is lost in another, as with the cap of the reward. Where the perfect edit is known the acceptance
+measure's verdict is recorded beside them, for hindsight alone: no choice reads it.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Watch:
         judge, second: the judge that rewards, and the one that does not (None where the reward model has none).
         settings: of `Sampler.sample`: steps, true_cfg, guidance_scale.
         pasted: show the judges edits pasted into their source, as they were fitted.
+        enough: mean P(Yes) of a cell, above which it adds no more to a checkpoint's score.
     """
 
     def __init__(
@@ -72,10 +74,11 @@ class Watch:
         negative_prompt: str,
         batch_size: int,
         pasted: bool,
+        enough: float,
     ):
         self.sampler, self.base, self.judge, self.second = sampler, base, judge, second
         self.conditions, self.shards, self.taxonomy = conditions, shards, taxonomy
-        self.settings, self.negative_prompt, self.pasted = settings, negative_prompt, pasted
+        self.settings, self.negative_prompt, self.pasted, self.enough = settings, negative_prompt, pasted, enough
         self.rows: list[Look] = []
         self._sources = [(to_tensor(shards[f"{c.id}.image"]), to_mask(shards[f"{c.id}.mask"])) for c in conditions]
         groups: dict[tuple[str, torch.Size], list[int]] = defaultdict(list)
@@ -154,11 +157,21 @@ class Watch:
 
     @property
     def best(self) -> int | None:
-        """The step of the checkpoint to deliver: the one the second judge prefers most, the last one where there is no second judge."""
-        points = summary(self.rows)
-        if not points or self.second is None:
-            return points[-1]["step"] if points else None
-        return max(points, key=lambda point: point["second"])["step"]  # the first of equals
+        """The step of the checkpoint to deliver: the one the second judge scores highest, the last one where there is no second judge."""
+        steps: dict[int, list[Look]] = defaultdict(list)
+        for row in self.rows:
+            steps[row["step"]].append(row)
+        if self.second is None:
+            return max(steps, default=None)
+        return max(sorted(steps), key=lambda step: self._score(steps[step]), default=None)  # the first of equals
+
+    def _score(self, rows: Sequence[Look]) -> float:
+        cells: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for row in rows:
+            assert row["second"] is not None
+            cells[row["task"], row["dimension"]].append(row["second"])
+        capped = [min(self.enough, sum(told) / len(told)) for told in cells.values()]
+        return nested_mean(capped, [[task for task, _ in cells]])
 
     def stale(self, patience: int) -> bool:
         """Whether `patience` checkpoints in a row were no better than the best; never with 0."""

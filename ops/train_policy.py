@@ -18,7 +18,7 @@ import math
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from models.config import OpConfig
 from models.errors import BrokenWeights, ConfigError, NotEnoughData
 from models.flux_fill.loading import forget_origin, load_pipeline
 from models.flux_fill.sampler import Encoded, Sampler
-from models.images import paste, to_mask, to_tensor
+from models.images import paste, shifted, to_mask, to_tensor
 from models.judge import Judge
 from models.judge.loss import hinge_reward_loss, keep_loss
 from models.records import Condition, read_rows
@@ -64,6 +64,15 @@ class TrainPolicyConfig(OpConfig):
         gt=0,
         description="the judge's log-odds are divided by this: where it is sure of itself, P(Yes) is flat and gives no gradient (ours)",
     )
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="dimension -> weight of its J_e; one where it is not named, as all in the paper (ours)"
+    )
+    jitter: int = Field(
+        0,
+        ge=0,
+        description="the judge is shown pictures moved at random by up to so many pixels: its gradient hangs on its grid of patches (ours)",
+    )
+    views: int = Field(1, ge=1, description="shifts of each pair of pictures over which the judge's log-odds are averaged (ours)")
     decay: float = Field(0.99, ge=0, lt=1, description="tau of the average (static) or the following reference (ema) (ours)")
     deliver: Literal["policy", "average"] = Field("policy", description="which of the two returned weights becomes the version (ours)")
     steps: int = Field(28, ge=2, description="inference steps of reference and policy (ours)")
@@ -87,6 +96,12 @@ class TrainPolicyConfig(OpConfig):
     )
     least_difficulty: float = Field(0.1, gt=0, le=1, description="a task that is won keeps this share of its p_k (ours)")
     checkpoint_every: int = Field(50, ge=1, description="iterations between checkpoints, each compared with the base (ours)")
+    enough: float = Field(
+        0.55,
+        gt=0,
+        le=1,
+        description="mean P(Yes) of a task's dimension by the second judge, above which it adds no more to a checkpoint's score (ours)",
+    )
     patience: int = Field(0, ge=0, description="checkpoints in a row no better than the best before stopping; 0 never stops (ours)")
     watch_per_task: int = Field(
         16, ge=1, description="validation conditions per task on which checkpoints are compared and health is measured (ours)"
@@ -101,6 +116,8 @@ class TrainPolicyConfig(OpConfig):
             raise ValueError(f"stop steps {self.stop_low}..{self.stop_high} must lie inside 1..{self.steps - 1}")
         if self.dtype != "float32" and not self.lora_rank:
             raise ValueError(f"dtype {self.dtype} needs lora_rank above 0: full training keeps float32 weights")
+        if self.views > 1 and not self.jitter:
+            raise ValueError(f"{self.views} views are all the same without jitter")
         return self
 
 
@@ -188,6 +205,8 @@ class Trainer:
         self.shards = ShardReader(curated)
         self.conditions = [row for row in read_rows(curated / "conditions.jsonl", Condition) if row.split == "train"]
         self.rewarded = rewarded_dimensions(taxonomy, judge, config.least_judged)
+        if unknown := sorted(config.weights.keys() - {each.name for each in taxonomy.dimensions}):
+            raise ConfigError(f"`weights` names {', '.join(unknown)}, no dimension of the taxonomy.", "Correct the name.")
         self.tasks = [t for t in taxonomy.active if self.rewarded[t.name] and any(c.task == t.name for c in self.conditions)]
         if not self.tasks:
             raise NotEnoughData(f"{curated} has no training condition of a task the judge can judge.", "Label more, or lower least_judged.")
@@ -212,6 +231,7 @@ class Trainer:
             negative_prompt=config.negative_prompt,
             batch_size=config.batch_size,
             pasted=self.paste_source,
+            enough=config.enough,
         )
 
     def iterate(self, step: int) -> dict[str, Any]:
@@ -224,9 +244,10 @@ class Trainer:
         pool = [c for c in self.conditions if c.task == task.name]
         batch = [pool[i] for i in rng.choice(len(pool), config.batch_size, replace=len(pool) < config.batch_size)]
         seeds = rng.integers(2**31, size=(2, config.batch_size))  # two different noises
+        shifts = rng.integers(-config.jitter, config.jitter + 1, (config.views, 2)).tolist()
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         sources, masks, encoded = self._encode(batch[mine])
-        loss, p_yes = self._loss(task, batch[mine], sources, masks, encoded, seeds[0, mine].tolist(), seeds[1, mine].tolist(), stop)
+        loss, p_yes = self._loss(task, batch[mine], sources, masks, encoded, seeds[0, mine].tolist(), seeds[1, mine].tolist(), stop, shifts)
         # Equal shares: the mean over processes is the mean over the batch, and what one process finds wrong stops all of them.
         below = (p_yes < config.cap).float().mean()
         shown, below, *rewards = self.accelerator.reduce(torch.cat([torch.stack([loss.detach(), below]), p_yes.mean(1)]), "mean").tolist()
@@ -268,6 +289,7 @@ class Trainer:
         reference_seeds: list[int],
         policy_seeds: list[int],
         stop: int,
+        shifts: list[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
         """The loss (mean of J_e, and the drift if weighted) and P(Yes) [D, B], over the rewarded dimensions."""
         config, sampler, (height, width) = self.config, self.sampler, sources.shape[-2:]
@@ -289,12 +311,13 @@ class Trainer:
         if self.paste_source:
             reference, evaluated = paste(sources, reference, masks), paste(sources, evaluated, masks)
         dimensions = self.rewarded[task.name]
-        first, second = self.judge.encode(evaluated), self.judge.encode(reference)  # once, whatever is asked
-        log_odds = torch.stack(
-            [self.judge.compare(first, second, [self.taxonomy.query(task.name, name, c.prompt) for c in batch]) for name in dimensions]
-        )
-        p_yes = (log_odds / config.temperature).sigmoid()  # [D, B]
-        weights = p_yes.new_tensor([self.taxonomy.dimension(name).weight for name in dimensions])
+        first, second = (self.judge.encode(torch.cat([shifted(shown, *by) for by in shifts])) for shown in (evaluated, reference))
+        views, log_odds = len(shifts), []  # pictures are encoded once, whatever is asked of them
+        for name in dimensions:
+            queries = [self.taxonomy.query(task.name, name, c.prompt) for c in batch]
+            log_odds.append(self.judge.compare(first, second, queries * views).view(views, -1).mean(0))
+        p_yes = (torch.stack(log_odds) / config.temperature).sigmoid()  # [D, B]
+        weights = p_yes.new_tensor([config.weights.get(name, 1.0) for name in dimensions])
         return hinge_reward_loss(p_yes, config.cap, weights) + drift, p_yes.detach()
 
     def _validation(self) -> list[Condition]:

@@ -1,4 +1,4 @@
-"""One more round of the chain on what is in production: its samples are labelled, its judge is refitted, its weights trained on.
+"""One more round of the chain on what is in production: its samples are labelled beside the base's, its judge is refitted, its weights trained on.
 
     run_and_report(next_round(load_settings("mini"), store), workspace)      # `onereward run --next-round`
 

@@ -31,7 +31,7 @@ class _Entry(pydantic.BaseModel):
 
 
 class Dimension(_Entry):
-    """One quality axis; `weight` scales its J_e.
+    """One quality axis.
 
     On procedural scenes the scripted annotator ranks and win rates are counted by the measure `labelled_by`
     (models/mini/measures.py); `accepted_by` (models/mini/acceptance.py) is the second opinion. Where evaluation reads blind
@@ -46,7 +46,6 @@ class Dimension(_Entry):
     accepted_by: str
     measured_by: str
     confirmed_by: str
-    weight: float = pydantic.Field(1.0, ge=0)
 
 
 class Task(_Entry):

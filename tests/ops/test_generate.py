@@ -40,7 +40,7 @@ def _curated(folder: Path, seeds: list[int], task: str = "remove") -> Path:
 
 def _generate(base: Path, curated: Path, out: Path, config: GenerateConfig = CONFIG) -> list[Candidate]:
     out.mkdir()
-    generate(config, base, curated, out, Progress(), TAXONOMY, model_digest="d" * 64)
+    generate(config, {"d" * 64: base}, curated, out, Progress(), TAXONOMY)
     return read_rows(out / "candidates.jsonl", Candidate)
 
 
@@ -102,6 +102,21 @@ def test_one_step_predictions_are_drawn_as_training_will_show_them(base, tmp_pat
     assert all(row.steps <= 3 for row in rows if row.stop is None)
     with pytest.raises(ValueError, match=r"stop steps 14\.\.27"):
         GenerateConfig(one_step_of=8)
+
+
+def test_the_base_samples_its_share_beside_a_release(base, tmp_path):
+    curated, config = _curated(tmp_path / "curated", list(range(1, 9))), CONFIG.model_copy(update={"base_share": 0.5})
+    tuned = save_tiny_flux(tmp_path / "tuned", seed=1)
+    mixed, alone, of_tuned = (tmp_path / name for name in ("mixed", "alone", "tuned-alone"))
+    for out, models in ((mixed, {"r": tuned, "b": base}), (alone, {"b": base}), (of_tuned, {"r": tuned})):
+        out.mkdir()
+        generate(config, models, curated, out, Progress(), TAXONOMY)
+    rows, own = read_rows(mixed / "candidates.jsonl", Candidate), {"b": ShardReader(alone), "r": ShardReader(of_tuned)}
+    assert [row.id for row in rows] == [row.id for row in read_rows(alone / "candidates.jsonl", Candidate)]
+    assert 0.25 < sum(row.model_digest == "b" for row in rows) / len(rows) < 0.75
+    pictures = ShardReader(mixed)
+    off = [(to_tensor(pictures[row.id]) - to_tensor(own[row.model_digest][row.id])).abs().max() for row in rows]
+    assert max(off) < 1.01 / 255 + 1e-4  # alone it was in another batch
 
 
 def test_nothing_to_do_and_unknown_tasks_are_refused(base, tmp_path):

@@ -45,6 +45,7 @@ def watch_of(parts, second: bool, conditions: int = 4) -> tuple[Watch, torch.nn.
         negative_prompt="",
         batch_size=2,
         pasted=True,
+        enough=0.55,
     )
     return watch, pipe.transformer
 
@@ -70,12 +71,24 @@ def test_a_changed_network_is_compared_with_what_training_started_from(parts):
 
 def test_the_second_judge_chooses_and_neither_the_first_nor_the_truth(parts):
     watch, _ = watch_of(parts, second=True)
-    said = {2: (0.6, 0.7, 0.0), 4: (0.9, 0.6, 1.0), 6: (0.99, 0.4, 1.0)}
+    said = {2: (0.6, 0.6, 0.0), 4: (0.9, 0.5, 1.0), 6: (0.99, 0.4, 1.0)}
     for step, (judge, second, won) in said.items():
-        watch.rows += [look(step, judge=judge, second=second, won=won), look(step, judge=judge, second=0.8, won=won, condition="d")]
-    assert watch.best == 2  # equals at step 4, the first one counts
+        watch.rows += [look(step, judge=judge, second=second, won=won), look(step, judge=judge, second=0.55, won=won, condition="d")]
+    assert watch.best == 2
     assert not watch.stale(0) and not watch.stale(3) and watch.stale(2)
     assert [point["measure_win"] for point in summary(watch.rows)] == [0.0, 1.0, 1.0]
+
+
+def test_a_cell_won_by_far_does_not_make_up_for_a_lost_one(parts):
+    watch, _ = watch_of(parts, second=True)
+    for step, cells in {
+        2: {"structure": 0.99, "aesthetics": 0.4},
+        4: {"structure": 0.56, "aesthetics": 0.5},
+        6: {"structure": 0.6},
+    }.items():
+        watch.rows += [look(step, judge=0.5, second=said, won=None) | {"dimension": name} for name, said in cells.items()]
+    watch.rows.append(look(6, judge=0.5, second=0.5, won=None) | {"dimension": "aesthetics"})
+    assert watch.best == 4  # by the means it would be 2; 6 is as good, and later
 
 
 def test_without_a_second_judge_the_last_checkpoint_is_delivered(parts):
@@ -87,7 +100,7 @@ def test_without_a_second_judge_the_last_checkpoint_is_delivered(parts):
 
 def test_a_run_stops_when_nothing_gets_better_and_delivers_the_best(parts, tmp_path, monkeypatch):
     """What the second judge says is scripted: it likes step 2 best."""
-    liked = {1: 6, 2: 9, 3: 3, 4: 10}  # of ten comparisons
+    liked = {1: 4, 2: 5, 3: 3, 4: 6}  # of ten comparisons
     kept: dict[int, dict[str, torch.Tensor]] = {}
 
     def scripted(self, policy, step, progress, label):

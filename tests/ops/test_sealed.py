@@ -75,7 +75,7 @@ def worlds(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[W
         for folder in world[1:]:
             folder.mkdir()
         drawn = GenerateConfig(per_condition=2, steps_low=1, steps_high=2)
-        generate(drawn, tiny_base, world.curated, world.candidates, Progress(), TAXONOMY, "0")
+        generate(drawn, {"0": tiny_base}, world.curated, world.candidates, Progress(), TAXONOMY)
         labels = LabelConfig(tie_margin=0.5)
         label_scripted(labels, world.curated, world.candidates, [], TAXONOMY, world.preferences, Progress())
         make_pairs(PairConfig(), world.curated, world.candidates, world.preferences, world.pairs, Progress(), TAXONOMY)

@@ -53,6 +53,8 @@ QUICK = TrainPolicyConfig(
     watch_per_task=1,
     warmup=0,
     difficulty_window=2,
+    jitter=2,
+    views=2,
 )
 
 
@@ -175,6 +177,17 @@ def test_a_dimension_above_the_cap_gives_no_gradient(parts):
     assert row["loss"] == 0 and row["grad_norm"] == 0 and row["reward"] > 0.01
 
 
+def test_weights_scale_the_loss_of_their_dimensions(parts):
+    def first(weights: dict[str, float]) -> dict:
+        return Trainer(QUICK.model_copy(update={"cap": 1.0, "weights": weights}), *parts, TAXONOMY, "static").iterate(0)
+
+    even, doubled = first({}), first({each.name: 2.0 for each in TAXONOMY.dimensions})
+    assert doubled["loss"] == pytest.approx(2 * even["loss"])
+    heard = next(iter(even["rewards"]))
+    alone = first({name: 0.0 for name in even["rewards"] if name != heard})
+    assert alone["loss"] == pytest.approx((1 - even["rewards"][heard]) / len(even["rewards"]), rel=1e-4)
+
+
 def test_a_task_that_is_won_is_drawn_less(parts):
     won = QUICK.model_copy(update={"cap": 1e-6, "difficulty_window": 4, "least_difficulty": 1e-6})
     trainer = Trainer(won, *parts, TAXONOMY, "static")
@@ -213,6 +226,10 @@ def test_wrong_settings_are_named(parts, tmp_path):
         _train(parts, tmp_path / "policy", QUICK, mode="dynamic")
     with pytest.raises(ValueError, match=r"stop steps 2\.\.9"):
         TrainPolicyConfig(steps=4, stop_low=2, stop_high=9)
+    with pytest.raises(ValueError, match="2 views are all the same without jitter"):
+        TrainPolicyConfig(views=2)
+    with pytest.raises(ConfigError, match="names beauty, no dimension"):
+        _train(parts, tmp_path / "weighted", QUICK.model_copy(update={"weights": {"beauty": 2.0}}))
 
 
 # Two processes, started by the real `accelerate launch`, over gloo, on the CPU.

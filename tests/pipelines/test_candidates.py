@@ -39,7 +39,7 @@ def sampled(chain: Chain, policy: str, meanwhile: Any = lambda work: {}) -> tupl
         meanwhile(work)
         return curated_dataset.work(work)
 
-    sections = {**chain.settings.stages, "candidates": {**chain.settings.stages["candidates"], "policy": policy}}
+    sections = {**chain.settings.stages, "candidates": {**chain.settings.stages["candidates"], "policy": policy, "base_share": 0.0}}
     settings = chain.settings.model_copy(update={"stages": sections})
     stages = (replace(curated_dataset, work=curate), candidates)
     result = dg.materialize([stage.build(settings) for stage in stages], instance=chain.instance)
