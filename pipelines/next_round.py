@@ -1,4 +1,4 @@
-"""One more round of the chain on what is in production: its samples are labelled beside the base's, its judge is refitted, its weights trained on.
+"""One more round of the chain on what is in production: its samples and the base's are labelled, judge and policy go on from its own.
 
     run_and_report(next_round(load_settings("mini"), store), workspace)      # `onereward run --next-round`
 
