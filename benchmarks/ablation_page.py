@@ -6,15 +6,18 @@ write_page(json.loads(Path("benchmarks/results/ablations.json").read_text()), Pa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.ablation_arms import ARMS, DEFAULTS
+from benchmarks.results_page import rate, table
 from ops.pictures import rates
 
 Found = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> figures
 HEADLINE = {"judge": "mean_accuracy", "policy": "mean_win_rate"}
+three = partial(rate, digits=3)
 ROOM = 0.02  # ours: empty margin of the plots
 
 LIMITS = """\
@@ -68,15 +71,6 @@ def _head(record: dict[str, Any]) -> str:
     return "\n\n".join(["# Ablations", about, LIMITS.format(seeds=len(record["seeds"]), arms=len(ARMS))])
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
-
-
-def _text(value: float | None, digits: int = 3) -> str:
-    """`.612`, `-.021`, or a dash where there is no figure."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("0.", ".", 1)
-
-
 def _mean(by_seed: dict[int, dict[str, Any]], get: Callable[[dict[str, Any]], float | None]) -> float | None:
     values = [value for figures in by_seed.values() if (value := get(figures)) is not None]
     return fmean(values) if values else None
@@ -90,7 +84,7 @@ def _difference(found: Found, arm: str) -> str:
     steps = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
     if arm == DEFAULTS[kind] or not steps:
         return "–"
-    return f"{_text(fmean(steps))} ({_text(min(steps))} to {_text(max(steps))})"
+    return f"{three(fmean(steps))} ({three(min(steps))} to {three(max(steps))})"
 
 
 def _explained(kind: str) -> str:
@@ -106,11 +100,11 @@ def _judges(found: Found, seeds: Sequence[int], picture: str) -> str:
     rows = [
         [
             f"`{arm}`",
-            _text(_mean(found[arm], lambda f: f["mean_accuracy"])),
-            *(_text(found[arm].get(seed, {}).get("mean_accuracy")) for seed in seeds),
+            three(_mean(found[arm], lambda f: f["mean_accuracy"])),
+            *(three(found[arm].get(seed, {}).get("mean_accuracy")) for seed in seeds),
             _difference(found, arm),
-            _text(_mean(found[arm], lambda f: f["order_consistency"])),
-            _text(_mean(found[arm], lambda f: f["one_step"])),
+            three(_mean(found[arm], lambda f: f["order_consistency"])),
+            three(_mean(found[arm], lambda f: f["one_step"])),
             f"{sum(f['n'] for f in found[arm].values())} ({sum(f['n_one_step'] for f in found[arm].values())})",
         ]
         for arm in arms
@@ -129,7 +123,7 @@ def _judges(found: Found, seeds: Sequence[int], picture: str) -> str:
             "## The judge",
             JUDGES,
             _explained("judge"),
-            _table(header, rows),
+            table(header, rows),
             f"![Accuracy of each judge]({picture})",
             "Per cell, mean over seeds:",
             _cells(found, arms, "accuracy"),
@@ -141,7 +135,7 @@ def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
     arms = _of(found, "policy")
 
     def each(figures: dict[str, Any] | None) -> str:
-        return f"{_text(figures['mean_win_rate'])} ({_text(figures['mean_lo'])} to {_text(figures['mean_hi'])})" if figures else "–"
+        return f"{three(figures['mean_win_rate'])} ({three(figures['mean_lo'])} to {three(figures['mean_hi'])})" if figures else "–"
 
     def decibels(name: str, arm: str) -> str:
         value = _mean(found[arm], lambda f: f[name])
@@ -150,11 +144,11 @@ def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
     rows = [
         [
             f"`{arm}`",
-            _text(_mean(found[arm], lambda f: f["mean_win_rate"])),
+            three(_mean(found[arm], lambda f: f["mean_win_rate"])),
             *(each(found[arm].get(seed)) for seed in seeds),
             _difference(found, arm),
-            _text(_mean(found[arm], lambda f: f["confirming_mean_win_rate"])),
-            _text(_mean(found[arm], lambda f: f["judge_mean_win_rate"])),
+            three(_mean(found[arm], lambda f: f["confirming_mean_win_rate"])),
+            three(_mean(found[arm], lambda f: f["judge_mean_win_rate"])),
             f"{decibels('preservation_psnr', arm)} ({decibels('base_preservation_psnr', arm)})",
             str(sum(f["n"] for f in found[arm].values())),
         ]
@@ -167,7 +161,7 @@ def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
             "## The policy",
             POLICIES,
             _explained("policy"),
-            _table(header, rows),
+            table(header, rows),
             f"![Win rate of each policy]({picture})",
             "Per task, mean over seeds:",
             _tasks(found, arms),
@@ -180,10 +174,10 @@ def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
 def _tasks(found: Found, arms: Sequence[str]) -> str:
     names = list(dict.fromkeys(row["task"] for arm in arms for figures in found[arm].values() for row in figures["tasks"]))
 
-    def rate(arm: str, task: str) -> str:
-        return _text(_mean(found[arm], lambda f: next((row["win_rate"] for row in f["tasks"] if row["task"] == task), None)), 2)
+    def won(arm: str, task: str) -> str:
+        return rate(_mean(found[arm], lambda f: next((row["win_rate"] for row in f["tasks"] if row["task"] == task), None)))
 
-    return _table(["arm", *names], [[f"`{arm}`", *(rate(arm, task) for task in names)] for arm in arms])
+    return table(["arm", *names], [[f"`{arm}`", *(won(arm, task) for task in names)] for arm in arms])
 
 
 def _cells(found: Found, arms: Sequence[str], key: str) -> str:
@@ -195,9 +189,9 @@ def _cells(found: Found, arms: Sequence[str], key: str) -> str:
 
     def line(cell: tuple[str, str]) -> list[str]:
         count = max(sum(at(figures, cell, "n") or 0 for figures in found[arm].values()) for arm in arms)
-        return [" · ".join(cell), str(count), *(_text(_mean(found[arm], lambda f: at(f, cell, key)), 2) for arm in arms)]
+        return [" · ".join(cell), str(count), *(rate(_mean(found[arm], lambda f: at(f, cell, key))) for arm in arms)]
 
-    return _table(["cell", "n", *(f"`{arm.split('/')[1]}`" for arm in arms)], [line(cell) for cell in cells])
+    return table(["cell", "n", *(f"`{arm.split('/')[1]}`" for arm in arms)], [line(cell) for cell in cells])
 
 
 def _plot(found: Found, kind: str, x: str, path: Path) -> None:
