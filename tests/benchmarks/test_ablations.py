@@ -19,7 +19,7 @@ from tests.models.tiny_judge import save_tiny_judge, tiny_queries
 from tests.pipelines.toy import write_toy
 
 SEED = 3
-MEASURED = ["judge/default", "judge/pointwise", "judge/source_and_mask", "policy/static", "policy/stop_4_5", "policy/only_structure"]
+MEASURED = ["judge/default", "judge/pointwise", "judge/source_and_mask", "policy/static", "policy/stop_6_7", "policy/only_structure"]
 
 
 def test_arms_are_measured_once_and_collected(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "ablations.json").read_text()) == record
     rows = {row["arm"]: row for row in record["rows"]}
     assert list(rows) == MEASURED
-    assert "ConfigError" in rows["policy/stop_4_5"]["error"]  # the toy takes three steps
+    assert "ConfigError" in rows["policy/stop_6_7"]["error"]  # the toy takes three steps
     default, pointwise = (rows[f"judge/{name}"]["figures"] for name in ("default", "pointwise"))
     assert default["n"] == pointwise["n"] == sum(cell["n"] for cell in default["cells"]) > 0
     assert default["n"] >= default["n_one_step"] > 0 and pointwise["order_consistency"] == 1
@@ -40,7 +40,7 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path) -> None:
     tasks = [[row["task"] for row in rows[f"policy/{name}"]["figures"]["tasks"]] for name in ("static", "only_structure")]
     assert tasks[0] == tasks[1]  # whatever was rewarded, everything is evaluated
     page = (tmp_path / "ablations.md").read_text()
-    assert all(f"`{arm}`" in page for arm in ARMS) and rows["policy/stop_4_5"]["error"] in page
+    assert all(f"`{arm}`" in page for arm in ARMS) and rows["policy/stop_6_7"]["error"] in page
     assert f"{default['mean_accuracy']:.3f}".removeprefix("0") in page
     assert {path.name for path in (tmp_path / "ablations").iterdir()} == {"judge.png", "policy.png"}
     assert not list((work / str(SEED)).glob("draft-*"))
