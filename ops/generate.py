@@ -109,7 +109,9 @@ def generate(
 def _sampled(
     config: GenerateConfig, folder: Path, conditions: list[Condition], rows: list[Candidate], shards: ShardReader
 ) -> Iterator[tuple[Candidate, Tensor]]:
-    """One model's candidates with their pictures [3, H, W], chunk by chunk."""
+    """One model's candidates with their pictures [3, H, W], chunk by chunk; a model without any is not loaded."""
+    if not rows:
+        return
     device = default_device()
     pipe = load_pipeline(folder, getattr(torch, config.dtype)).to(device)
     sampler = Sampler(pipe)

@@ -158,12 +158,10 @@ class Watch:
     @property
     def best(self) -> int | None:
         """The step of the checkpoint to deliver: the one the second judge scores highest, the last one where there is no second judge."""
-        steps: dict[int, list[Look]] = defaultdict(list)
-        for row in self.rows:
-            steps[row["step"]].append(row)
+        steps = _by_step(self.rows)
         if self.second is None:
             return max(steps, default=None)
-        return max(sorted(steps), key=lambda step: self._score(steps[step]), default=None)  # the first of equals
+        return max(steps, key=lambda step: self._score(steps[step]), default=None)  # the first of equals
 
     def _score(self, rows: Sequence[Look]) -> float:
         cells: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -181,10 +179,17 @@ class Watch:
 
 def summary(rows: Sequence[Look]) -> list[dict[str, Any]]:
     """Per step, in order: the share of comparisons won by each opinion, mean over tasks of means over dimensions; None where unknown."""
+    return [
+        {"step": step, **{by: _share(looks, by) for by in ("judge", "second", "measure_win")}} for step, looks in _by_step(rows).items()
+    ]
+
+
+def _by_step(rows: Sequence[Look]) -> dict[int, list[Look]]:
+    """The rows of each step, in order of steps."""
     steps: dict[int, list[Look]] = defaultdict(list)
     for row in rows:
         steps[row["step"]].append(row)
-    return [{"step": step, **{by: _share(steps[step], by) for by in ("judge", "second", "measure_win")}} for step in sorted(steps)]
+    return dict(sorted(steps.items()))
 
 
 def _share(rows: Sequence[Look], by: Literal["judge", "second", "measure_win"]) -> float | None:

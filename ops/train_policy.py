@@ -289,7 +289,7 @@ class Trainer:
         reference_seeds: list[int],
         policy_seeds: list[int],
         stop: int,
-        shifts: list[tuple[int, int]],
+        shifts: list[list[int]],
     ) -> tuple[Tensor, Tensor]:
         """The loss (mean of J_e, and the drift if weighted) and P(Yes) [D, B], over the rewarded dimensions."""
         config, sampler, (height, width) = self.config, self.sampler, sources.shape[-2:]
