@@ -6,6 +6,9 @@ From random weights a Yes/No answer is one bit a sample and teaches the vision t
 2. comparison: for two edits of one request the log-odds are drawn towards how far the two scores lie apart,
    `L = BCE(log-odds, sigmoid(SHARPNESS * (s_first - s_second) / spread))`, over both orders; beside it the last hidden state
    regresses the mean figures of the first and of the second picture, which teaches it to tell the two apart.
+Every step has a second half: the same pictures, each moved a little along the gradient of its loss, to where the judge is most wrong
+(adversarial training: Goodfellow, Shlens and Szegedy, arXiv 1412.6572). A judge trained on unspoiled pictures alone hangs on the finest
+pattern of pixels, and its gradient, which is all that the policy learns from, points into such patterns.
 The edits are samples and one-step predictions of the mini base and, beside them, spoiled targets. No preference label is used here.
 """
 
@@ -22,7 +25,7 @@ from torch import Tensor
 from infra.progress import Progress
 from models.flux_fill import FluxFillCFGPipeline
 from models.flux_fill.sampler import Encoded, Sampler
-from models.images import paste, to_mask, to_tensor
+from models.images import paste, shifted, to_mask, to_tensor
 from models.judge import Judge
 from models.mini.build import IMAGE_SIZE
 from models.mini.judge_build import build_judge
@@ -40,6 +43,9 @@ SHARPNESS = 2.0
 TOWER_RATE = 0.3  # the vision tower's learning rate in the comparison, relative to the language model's
 RECALL_WEIGHT = 1.0  # of the regression beside the answer
 DENSE_FIGURES = 9
+JITTER = 8  # pixels
+STRENGTH = 0.02  # of the step along the gradient, root mean square over a picture in [0, 1], at most
+RAMP = 100  # steps until it is reached
 TOKENS_PER_SIDE = 4
 
 
@@ -50,7 +56,7 @@ class Bank:
     tasks: list[Task]  # R
     prompts: list[str]
     edits: Tensor  # [R, V, 3, 64, 64] in [0, 1]
-    dense: Tensor  # [R, V, 16, DENSE_FIGURES]
+    truths: Tensor  # [R, 5, 64, 64] in [0, 1]: target (3), mask, object
     scores: list[dict[str, Tensor]]  # R times {dimension: [V]}
 
 
@@ -92,7 +98,6 @@ def make_bank(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed: i
             bar.advance(len(encoded))
     edits[:, 2], edits[:, 3] = _spoil(targets, rng), _spoil(targets, rng)
     edits = paste(sources[:, None], edits, masks[:, None])
-    dense = torch.stack([_dense_figures(edits[:, v], targets, masks, objects) for v in range(VARIANTS)], dim=1)
     scores = [
         {
             name: torch.tensor(
@@ -102,7 +107,7 @@ def make_bank(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed: i
         }
         for r in range(count)
     ]
-    return Bank(tasks, prompts, edits, dense, scores)
+    return Bank(tasks, prompts, edits, torch.cat([targets, masks, objects], dim=1), scores)
 
 
 @torch.no_grad()
@@ -134,8 +139,12 @@ def _spoil(targets: Tensor, rng: np.random.Generator) -> Tensor:
     return spoiled
 
 
-def _dense_figures(edits: Tensor, targets: Tensor, masks: Tensor, objects: Tensor) -> Tensor:
-    """[R, 16, DENSE_FIGURES] per token: colour (3), edge strength, error, signed error in brightness, edge error, mask, object."""
+def _dense_figures(edits: Tensor, truths: Tensor) -> Tensor:
+    """[B, 16, DENSE_FIGURES] per token: colour (3), edge strength, error, signed error in brightness, edge error, mask, object.
+
+    `edits` [B, 3, 64, 64] and `truths` [B, 5, 64, 64] as in `Bank`.
+    """
+    targets, masks, objects = truths.split([3, 1, 1], dim=1)
 
     def edges(x: Tensor) -> Tensor:
         grey = F.pad(x.mean(1, keepdim=True), (0, 1, 0, 1), mode="replicate")
@@ -154,6 +163,20 @@ def _dense_figures(edits: Tensor, targets: Tensor, masks: Tensor, objects: Tenso
         dim=1,
     )
     return F.adaptive_avg_pool2d(figures, TOKENS_PER_SIDE).flatten(2).transpose(1, 2)
+
+
+def _moved(*pictures: Tensor) -> list[Tensor]:
+    """Batches of pictures [B, C, 64, 64], all moved by one random distance of at most `JITTER` each way: no grid of patches is learned."""
+    dx, dy = torch.randint(-JITTER, JITTER + 1, (2,)).tolist()
+    return [shifted(batch, dx, dy) for batch in pictures]
+
+
+def _worsened(pictures: Tensor, gradient: Tensor | None, step: int) -> Tensor:
+    """Pictures [B, 3, H, W] moved up the gradient of their loss by a random distance of at most STRENGTH, less in the first steps."""
+    assert gradient is not None
+    size = gradient.pow(2).mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+    distance = STRENGTH * min(1.0, step / RAMP) * torch.rand(len(pictures), 1, 1, 1)
+    return (pictures + distance * gradient / size).clamp(0, 1).detach()
 
 
 def untrained_judge(taxonomy: Taxonomy, seed: int) -> Judge:
@@ -196,22 +219,29 @@ def _train_dense(judge: Judge, bank: Bank, kept: int, steps: int, learning_rate:
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    variance = bank.dense.var((0, 1, 2))
-    r2 = 0.0
+    wanted = _dense_figures(bank.edits[kept:].flatten(0, 1), bank.truths[kept:].repeat_interleave(VARIANTS, 0))
+    variance = wanted.var((0, 1))
     with progress.bar("pretrain judge: dense", steps, "step") as bar:
-        for _ in range(steps):
+        for step in range(steps):
             rows, variants = torch.randint(kept, (64,)), torch.randint(VARIANTS, (64,))
-            predicted = head(judge.encode(bank.edits[rows, variants]).tokens)  # [64, 16, DENSE_FIGURES]
-            loss = ((predicted - bank.dense[rows, variants]).pow(2).mean((0, 1)) / variance).mean()
+            shown, truths = _moved(bank.edits[rows, variants], bank.truths[rows])
+            figures = _dense_figures(shown, truths)
+
+            def loss_of(pictures: Tensor, figures: Tensor = figures) -> Tensor:
+                return ((head(judge.encode(pictures).tokens) - figures).pow(2).mean((0, 1)) / variance).mean()
+
+            shown.requires_grad_()
             optimizer.zero_grad()
+            loss = loss_of(shown)
             loss.backward()
+            adversarial = loss_of(_worsened(shown, shown.grad, step))
+            adversarial.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-            bar.advance(1, loss=loss.item())
+            bar.advance(1, loss=loss.item(), adversarial=adversarial.item())
     with torch.no_grad():
-        edits, wanted = bank.edits[kept:].flatten(0, 1)[:256], bank.dense[kept:].flatten(0, 1)[:256]
-        error = (head(judge.encode(edits).tokens) - wanted).pow(2).mean((0, 1)) / wanted.var((0, 1))
+        error = (head(judge.encode(bank.edits[kept:].flatten(0, 1)[:256]).tokens) - wanted[:256]).pow(2).mean((0, 1)) / variance
         r2 = float(1 - error.mean())
         progress.say(f"pretrain judge: dense R2 {r2:.3f}, per figure {[round(float(1 - e), 2) for e in error]}")
     return r2
@@ -249,7 +279,7 @@ def _train_comparison(
     known = {id(parameter) for parameter in tower}
     language = [parameter for parameter in judge.model.parameters() if id(parameter) not in known]
     recall = torch.nn.Linear(judge.model.config.text_config.hidden_size, 2 * DENSE_FIGURES)
-    means = bank.dense.mean(2)  # [R, V, DENSE_FIGURES]
+    means = torch.stack([_dense_figures(bank.edits[:, v], bank.truths).mean(1) for v in range(VARIANTS)], dim=1)  # [R, V, DENSE_FIGURES]
     centre, width = means.mean((0, 1)), means.std((0, 1))
     rates = [learning_rate * TOWER_RATE, learning_rate]
     optimizer = torch.optim.AdamW([{"params": tower}, {"params": [*language, *recall.parameters()]}], lr=learning_rate, weight_decay=0.01)
@@ -258,21 +288,29 @@ def _train_comparison(
     hook = judge.model.lm_head.register_forward_pre_hook(lambda module, inputs: last.append(inputs[0][:, -1]))
     right = 0.5
     with progress.bar("pretrain judge: comparison", steps, "step") as bar:
-        for _ in range(steps):
+        for step in range(steps):
             drawn = _draw(bank, range(kept), 32, spread, judge.taxonomy)
-            seen = judge.encode(torch.cat([bank.edits[drawn.rows, drawn.first], bank.edits[drawn.rows, drawn.second]]))
-            a, b = seen[: len(drawn.rows)], seen[len(drawn.rows) :]
-            last.clear()
-            logits = judge.compare(a.join(b), b.join(a), [*drawn.queries, *drawn.queries])
             one, two = ((means[drawn.rows, variant] - centre) / width for variant in (drawn.first, drawn.second))
-            recalled = recall(last[0]) - torch.cat([torch.cat([one, two], 1), torch.cat([two, one], 1)])
-            answer = F.binary_cross_entropy_with_logits(logits, torch.cat([drawn.wanted, 1 - drawn.wanted]))
-            loss = answer + RECALL_WEIGHT * recalled.pow(2).mean()
+            held = torch.cat([torch.cat([one, two], 1), torch.cat([two, one], 1)])
+
+            def losses_of(pictures: Tensor, drawn: _Drawn = drawn, held: Tensor = held) -> tuple[Tensor, Tensor, Tensor]:
+                """Loss of the answers, loss of the recall, log-odds [2B]."""
+                seen = judge.encode(pictures)
+                a, b = seen[: len(drawn.rows)], seen[len(drawn.rows) :]
+                last.clear()
+                logits = judge.compare(a.join(b), b.join(a), [*drawn.queries, *drawn.queries])
+                answer = F.binary_cross_entropy_with_logits(logits, torch.cat([drawn.wanted, 1 - drawn.wanted]))
+                return answer, (recall(last[0]) - held).pow(2).mean(), logits
+
+            shown = _moved(torch.cat([bank.edits[drawn.rows, drawn.first], bank.edits[drawn.rows, drawn.second]]))[0].requires_grad_()
             optimizer.zero_grad()
-            loss.backward()
+            answer, recalled, logits = losses_of(shown)
+            (answer + RECALL_WEIGHT * recalled).backward()
+            worse_answer, worse_recalled, _ = losses_of(_worsened(shown, shown.grad, step))
+            (worse_answer + RECALL_WEIGHT * worse_recalled).backward()
             torch.nn.utils.clip_grad_norm_(judge.model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             right = 0.98 * right + 0.02 * float(((logits[: len(drawn.wanted)] > 0) == (drawn.wanted > 0.5)).float().mean())
-            bar.advance(1, answer=float(answer), recall=float(recalled.pow(2).mean()), right=right)
+            bar.advance(1, answer=answer.item(), adversarial=worse_answer.item(), recall=recalled.item(), right=right)
     hook.remove()

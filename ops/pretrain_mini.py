@@ -68,15 +68,15 @@ class PretrainConfig(OpConfig):
 
 
 # Going on from weights that are already trained, at lower rates. The shipped base was made so from the one before it, whose `data.dvc` and
-# bytes are in the history of this file; its recipe stands under "start" in recipe.json. Of that one it kept autoencoder and judge.
+# bytes are in the history of this file; its recipe stands under "start" in recipe.json. Of that one it kept autoencoder and policy.
 FURTHER = PretrainConfig(
     vae_steps=0,
-    requests=12_000,
-    policy_steps=2800,
-    policy_learning_rate=1e-3,
-    policy_muon_rate=0.01,
-    judge_compare_steps=0,
-    seed=2,
+    policy_steps=0,
+    judge_requests=2000,
+    judge_dense_steps=1300,
+    judge_compare_steps=600,
+    judge_learning_rate=1e-3,
+    seed=3,
 )
 
 

@@ -2,9 +2,9 @@
 
     train_policy(TrainPolicyConfig(iterations=60), base, judge, curated, out, Progress(print), Taxonomy.load(), mode="static", scratch=work)
 
-One iteration (`Trainer.iterate`): draw a task k and a stop step t; the reference denoises fully; the policy denoises to t without
-gradient and predicts x0 = x_t - sigma_t v in one step with it; the judge compares both on every dimension e of the task;
-the policy goes down the gradient of the mean over e of max(0, cap - P(Yes | evaluated, reference, q)).
+One iteration (`Trainer.iterate`): the task k whose turn it is by p_k, and a random stop step t; the reference denoises fully; the policy
+denoises to t without gradient and predicts x0 = x_t - sigma_t v in one step with it; the judge compares both on every dimension e of the
+task; the policy goes down the gradient of the mean over e of max(0, cap - P(Yes | evaluated, reference, q)).
 `static` keeps the reference and averages the policy aside (Algorithm 1); `ema` lets the reference follow (Algorithm 2).
 
 Several GPUs: call `train_policy` in a module started by `accelerate launch --multi_gpu --num_processes N -m MODULE` (without a GPU:
@@ -91,8 +91,8 @@ class TrainPolicyConfig(OpConfig):
     difficulty_window: int = Field(
         0,
         ge=0,
-        description="tasks are drawn by p_k times the share of their comparisons still under the cap in so many of their last iterations; "
-        "0 draws by p_k alone (ours)",
+        description="tasks take turns by p_k times the share of their comparisons still under the cap in so many of their last iterations; "
+        "0 by p_k alone (ours)",
     )
     least_difficulty: float = Field(0.1, gt=0, le=1, description="a task that is won keeps this share of its p_k (ours)")
     checkpoint_every: int = Field(50, ge=1, description="iterations between checkpoints, each compared with the base (ours)")
@@ -238,8 +238,7 @@ class Trainer:
         """One iteration of Algorithm 1 or 2. Its draws depend on seed, step and earlier rows alone, so resuming skips nothing."""
         config = self.config
         rng = np.random.default_rng([config.seed, step])  # the same on every process: one task and one stop step per global batch
-        shares = np.array([task.probability * self._difficulty(task.name) for task in self.tasks])
-        task = self.tasks[rng.choice(len(self.tasks), p=shares / shares.sum())]
+        task = self._next_task(rng)
         stop = int(rng.integers(config.stop_low, config.stop_high + 1))
         pool = [c for c in self.conditions if c.task == task.name]
         batch = [pool[i] for i in rng.choice(len(pool), config.batch_size, replace=len(pool) < config.batch_size)]
@@ -266,8 +265,15 @@ class Trainer:
         self.rows.append(row)
         return row
 
+    def _next_task(self, rng: np.random.Generator) -> Task:
+        """The task that lags furthest behind its share of the iterations: p_k holds for few of them too, where chance may forget a task."""
+        shares = np.array([task.probability * self._difficulty(task.name) for task in self.tasks])
+        had = np.array([sum(row["task"] == task.name for row in self.rows) for task in self.tasks])
+        lag = shares / shares.sum() * (len(self.rows) + 1) - had
+        return self.tasks[rng.choice(np.flatnonzero(np.isclose(lag, lag.max())))]
+
     def _difficulty(self, task: str) -> float:
-        """Share of the task's last comparisons that gave a gradient, at least `least_difficulty`; one for a task not drawn so far."""
+        """Share of the task's last comparisons that gave a gradient, at least `least_difficulty`; one for a task that had no turn."""
         window = self.config.difficulty_window
         last = [row["below_cap"] for row in self.rows if row["task"] == task][-window:] if window else []
         return max(self.config.least_difficulty, sum(last) / len(last)) if last else 1.0

@@ -167,7 +167,10 @@ def test_lora_trains_an_adapter_that_merges(parts, tmp_path):
 def test_every_step_on_the_same_draw_pleases_the_judge_more(parts, mode, changes):
     """A policy that sees one batch and one noise again and again climbs at every step: the gradient points at P(Yes)."""
     trainer = Trainer(QUICK.model_copy(update={"cap": 1.0, "decay": 0.999, **changes}), *parts, TAXONOMY, mode)
-    rewards = [trainer.iterate(0)["reward"] for _ in range(6)]
+    rewards = []
+    for _ in range(6):
+        rewards.append(trainer.iterate(0)["reward"])
+        trainer.rows.clear()  # whose turn it is depends on who had one
     assert all(after > before for before, after in pairwise(rewards)), rewards
 
 
@@ -194,6 +197,12 @@ def test_a_task_that_is_won_is_drawn_less(parts):
     drawn = [trainer.iterate(step) for step in range(len(TAXONOMY.active))]
     assert {row["task"] for row in drawn} == {task.name for task in TAXONOMY.active}  # every task once, before any comes again
     assert {row["below_cap"] for row in drawn} == {0.0}
+
+
+def test_tasks_take_turns_in_proportion_to_their_probability(parts):
+    trainer = Trainer(QUICK.model_copy(update={"difficulty_window": 0}), *parts, TAXONOMY, "static")
+    turns = [trainer.iterate(step)["task"] for step in range(16)]
+    assert all(abs(turns.count(task.name) - 16 * task.probability) <= 1 for task in TAXONOMY.active)
 
 
 def test_cells_the_judge_cannot_judge_give_no_reward(tmp_path):
