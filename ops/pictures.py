@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Ink, quiet ink, hairlines, and the series in fixed order: distinguishable to colour-blind readers, also as greys.
 INK, QUIET, LINE = "#22262b", "#6b7280", "#d9dde3"
-SERIES = ("#2a6fdb", "#e0692c", "#2f9e77", "#8a5cd1")
+SERIES = ("#2a6fdb", "#e0692c", "#2f9e77", "#8a5cd1", "#a98600")  # as many as the taxonomy has tasks
 MASK_TINT = (224, 64, 96)
 _GAP = 6
 _LINE_HEIGHT = 17
@@ -173,7 +173,13 @@ def against_steps(
     handles = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if len(handles) > 1:
         figure.legend(
-            handles.values(), handles.keys(), loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9, labelcolor=INK
+            handles.values(),
+            handles.keys(),
+            loc="outside upper right",
+            ncols=min(len(handles), 3),
+            frameon=False,
+            fontsize=9,
+            labelcolor=INK,
         )
     return figure
 
@@ -260,4 +266,4 @@ def _dress(axes: Axes, title: str) -> None:
 
 def _legend(figure: Figure, axes: Axes, series: int) -> None:
     if series > 1 and axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper right", ncols=series, frameon=False, fontsize=9, labelcolor=INK)
+        figure.legend(loc="outside upper right", ncols=min(series, 3), frameon=False, fontsize=9, labelcolor=INK)
