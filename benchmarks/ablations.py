@@ -5,8 +5,10 @@
     python -m benchmarks.ablations --collect                              # write the results from what the work folder holds
 
 An arm's figures lie in `<work>/<seed>/arms/<arm>.json` as soon as it ends, and an arm that lies there is not run again: start it anew
-after an interruption, or start several processes on one work folder, each with seeds of its own. An arm that cannot be run is
-recorded with its error. The results are written when a process ends, from everything that lies there then; after the last, all.
+after an interruption, or start several processes on one work folder, each with seeds of its own. Arms that the results file holds of
+the same preset are taken from it, so that another machine can go on with what is committed; each row names its commit. An arm that
+cannot be run is recorded with its error. The results are written when a process ends, from everything that lies there then; after the
+last, all.
 """
 
 from __future__ import annotations
@@ -44,13 +46,32 @@ def chosen(patterns: list[str]) -> list[str]:
     return [arm for arm in ARMS if any(fnmatch(arm, pattern) for pattern in patterns)]
 
 
+def arm_file(work: Path, seed: int, arm: str) -> Path:
+    """Where an arm's figures lie."""
+    return work / str(seed) / "arms" / f"{arm}.json"
+
+
+def restore(preset: str, out: Path, work: Path) -> int:
+    """Lay the arms that `out` holds of this preset, as it is now, into `work`, but for those with an error; how many were not there."""
+    record = json.loads(out.read_text()) if out.exists() else {}
+    if record.get("preset") != load_settings(preset).model_dump(mode="json"):
+        return 0
+    missing = [row for row in record["rows"] if "figures" in row and not arm_file(work, row["seed"], row["arm"]).exists()]
+    for row in missing:
+        place = arm_file(work, row["seed"], row["arm"])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as draft:
+            draft.write_text(json.dumps(row, indent=2) + "\n")
+    return len(missing)
+
+
 def run(preset: str, seeds: list[int], arms: list[str], work: Path, progress: Progress) -> None:
     """Measure every arm on every seed that `work` does not hold yet. Raises what making a seed's data raises."""
     source = commit()  # of what runs: the tree may move on meanwhile
     for seed in seeds:
         world = World(work / str(seed), preset, seed, progress)
         for number, arm in enumerate(arms, start=1):
-            place = world.folder / "arms" / f"{arm}.json"
+            place = arm_file(work, seed, arm)
             where = f"seed {seed}, arm {number} of {len(arms)}, {arm}"
             if place.exists():
                 progress.say(f"{where}: measured already")
@@ -105,6 +126,8 @@ def main() -> None:
     arms = chosen(arguments.arms)
     if not arms:
         parser.error(f"no arm fits {' '.join(arguments.arms)}: there are {', '.join(ARMS)}")
+    if restored := restore(arguments.preset, arguments.out, arguments.work):
+        print(f"{restored} results are taken from {arguments.out}")
     if not arguments.collect:
         settings = load_settings(arguments.preset)
         if any(source.startswith("data/") for source in (settings.flux, settings.judge)):

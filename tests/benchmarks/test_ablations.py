@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.ablation_arms import ARMS
-from benchmarks.ablations import chosen, collect, run
+from benchmarks.ablations import chosen, collect, restore, run
 from benchmarks.pointwise import PointwiseJudge
 from infra.progress import Progress
 from models.errors import ConfigError
@@ -48,6 +48,15 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path) -> None:
     said.clear()
     run(preset, [SEED], MEASURED, work, Progress(said.append))
     assert len(said) == len(MEASURED) and all("measured already" in line for line in said)
+
+    elsewhere = tmp_path / "elsewhere"  # another machine goes on with what is committed
+    assert restore(preset, tmp_path / "ablations.json", elsewhere) == len(MEASURED) - 1  # what failed is tried again
+    assert collect(preset, elsewhere, tmp_path / "again.json", tmp_path / "again.md")["rows"] == [
+        row for row in record["rows"] if "figures" in row
+    ]
+    assert restore("mini", tmp_path / "ablations.json", tmp_path / "other") == 0  # of another preset
+    assert restore(preset, tmp_path / "none.json", elsewhere) == 0
+
     with pytest.raises(ConfigError, match="another preset"):
         run("mini", [SEED], MEASURED, work, Progress())
 
