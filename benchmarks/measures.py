@@ -16,6 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.run import machine
 from infra.data import ensure_data
 from infra.workspace import Workspace
 from models.images import paste, to_mask, to_pil, to_tensor
@@ -28,6 +29,7 @@ from ops.pictures import grid, overlay
 from ops.statistics import clustered_mean
 from ops.win_rates import TIE_TOLERANCE, won
 from pipelines.home import enter
+from pipelines.report import commit
 
 ROOT = Path(__file__).parents[1]
 SHOWN, PER_ROW = 24, 12  # of each end
@@ -95,7 +97,8 @@ def main() -> None:
     arguments = parser.parse_args()
     ensure_data(ROOT)
     _, workspace = enter(arguments.preset, arguments.home)
-    curated, candidates = (workspace.store.get(_newest(workspace, name)) for name in ("curated_dataset", "candidates"))
+    refs = [_newest(workspace, name) for name in ("curated_dataset", "candidates")]
+    curated, candidates = map(workspace.store.get, refs)
     taxonomy = Taxonomy.load()
     found = score(curated, candidates, taxonomy, arguments.per_task)
     rows = [{"task": task, "dimension": dimension, **agreement(cell)} for (task, dimension), cell in found.items()]
@@ -105,8 +108,14 @@ def main() -> None:
             f"{row['task']:12} {row['dimension']:16} agree {row['agreement']:.2f} ({row['lo']:.2f} to {row['hi']:.2f}), n {row['n']}{share}"
         )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    command = f"python -m benchmarks.measures --per-task {arguments.per_task}"
-    arguments.out.write_text(json.dumps({"command": command, "cells": rows}, indent=2) + "\n")
+    record = {
+        "command": f"python -m benchmarks.measures --per-task {arguments.per_task}",
+        "commit": commit(),
+        "machine": machine(),
+        "candidates": refs[1].digest,
+        "cells": rows,
+    }
+    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
     if arguments.sheets:
         arguments.sheets.mkdir(parents=True, exist_ok=True)
         for (task, dimension), cell in found.items():
