@@ -97,7 +97,7 @@ class TrainPolicyConfig(OpConfig):
     least_difficulty: float = Field(0.1, gt=0, le=1, description="a task that is won keeps this share of its p_k (ours)")
     checkpoint_every: int = Field(50, ge=1, description="iterations between checkpoints, each compared with the base (ours)")
     enough: float = Field(
-        0.55,
+        0.6,
         gt=0,
         le=1,
         description="mean P(Yes) of a task's dimension by the second judge, above which it adds no more to a checkpoint's score (ours)",
