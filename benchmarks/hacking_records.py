@@ -29,7 +29,7 @@ from pipelines.config import load_settings
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "tests" / "ops" / "records"
 PER_TASK = 12  # ours: validation conditions per task
-CHECKPOINTS = {"guardrails_off": (12, 24, 36, 48, 60), "guardrails_on": (1, 2, 3, 4)}
+CHECKPOINTS = {"guardrails_off": (12, 24, 36, 48, 60), "guardrails_on": (12, 24, 36)}
 # Nothing that holds the policy back: no cap, every cell rewarded however badly it is judged, free to change what it should keep.
 NO_GUARDRAILS: dict[str, Any] = {"cap": 1.0, "least_judged": 0.0, "keep_weight": 0.0, "learning_rate": 5e-5}
 

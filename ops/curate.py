@@ -196,7 +196,7 @@ def split_by_origin(config: CurateConfig, rows: list[Source]) -> dict[str, Split
 
     The origins stand in a circle, in an order drawn from the seed, test first and validation next. Each `rotation` turns it by one
     test's length: the new test comes from what was trained on. That is sound because a retraining starts from the base weights,
-    which have seen none of it; with a release as base it is not.
+    which no round has trained; with a release as base it is not.
     """
     splits: dict[str, Split] = {}
     for kind in sorted({row.kind for row in rows}):

@@ -157,6 +157,7 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
     "policy-ema": _HEALTH,
     "evaluation": (
         "ground_truth",
+        "sealed_split",
         "win_rate",
         "win_rate_lo",
         "task_lo",

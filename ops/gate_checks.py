@@ -28,7 +28,9 @@ from ops.statistics import holm, sample_size
 
 Metrics = dict[str, Any]
 
+SEALED = "test"  # the split that nothing but the evaluation opens
 _SHOWN = 3  # ours: findings that a gate names
+POWER = 0.8  # ours: the power that printed sample sizes give
 HARM_MARGIN = 0.10  # ours: the loss in a cell's win rate for whose discovery the sample size is printed
 _NON_INFERIORITY = 0.45  # ours: the bound whose sample size is printed where none is in force
 
@@ -125,7 +127,8 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
     size = _size(policy, "mean_se", config.min_win_rate - config.min_win_rate_lo)
     return [
         _known_truth(tested, metrics.get("evidence"), config),
-        _at_least("win_rate", _number(policy, "mean_win_rate"), config.min_win_rate, f"mean win rate over the base {of_mode}{size}"),
+        _sealed(metrics),
+        _at_least("win_rate", _number(policy, "mean_win_rate"), config.min_win_rate, f"mean win rate over the base {of_mode}"),
         _above("win_rate_lo", _number(policy, "mean_lo"), config.min_win_rate_lo, f"lower bound of the mean win rate {of_mode}{size}"),
         _at_least(
             "task_lo",
@@ -146,7 +149,7 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
             "sealed_judge_accuracy",
             _number(judge, "mean_accuracy"),
             config.min_judge_accuracy,
-            f"mean over cells, {judge.get('n', 0)} sealed test pairs{_size(judge, 'se', config.min_judge_accuracy - 0.5)}",
+            f"mean over cells, {judge.get('n', 0)} sealed test pairs",
         ),
         _at_least(
             "confirming_lo",
@@ -157,6 +160,19 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
         ),
         *_not_below_production(metrics, mode, config),
     ]
+
+
+def _sealed(metrics: Metrics) -> Gate:
+    """Was everything measured on the test split, and where there was a choice, was it made on another?"""
+    judge, policies = metrics.get("judge"), metrics.get("policy")
+    splits = {"measured": metrics.get("split")}
+    if isinstance(judge, dict) and "split" in judge:
+        splits["judge asked"] = judge["split"]
+    wrong = [f"{what} on {split}" for what, split in splits.items() if split != SEALED]
+    if isinstance(policies, dict) and len(policies) > 1 and metrics.get("chosen_on") not in set(SPLITS) - {SEALED}:
+        wrong.append(f"reference mode chosen on {metrics.get('chosen_on')}")
+    told = f"not on the sealed split as they should be{': ' if wrong else ''}{', '.join(wrong)}"
+    return _at_most("sealed_split", float(len(wrong)) if splits["measured"] else None, 0, told)
 
 
 def _known_truth(tested: list[Metrics], evidence: Any, config: GateConfig) -> Gate:
@@ -196,7 +212,9 @@ def _no_cell_worse(name: str, cells: list[Metrics], config: GateConfig, told: st
     """Non-inferiority. The claim is "no cell is worse": each has to show it, and no correction is due (docs/statistics.md)."""
     worst = _lowest(cells)
     lowest, asked = _number(worst, "lo"), config.min_cell_lo
-    told = f"lower bound on the worst cell {told}: {_cell(worst)}{_largest(cells, 0.5 - (asked or _NON_INFERIORITY))}"
+    # All of them have to pass: for .80 together each needs a power of .80^(1/cells).
+    size = _largest(cells, 0.5 - (asked or _NON_INFERIORITY), power=POWER ** (1 / max(1, len(cells))))
+    told = f"lower bound on the worst cell {told}: {_cell(worst)}{size}"
     if asked is None:
         return Gate(name, lowest, None, lowest is not None, f"measured, not gated: {told}")
     return _at_least(name, lowest, asked, told)
@@ -237,25 +255,29 @@ def _lowest(rows: list[Metrics]) -> Metrics:
 # Sample sizes
 
 
-def _size(row: Metrics, se: str, margin: float, alpha: float = 0.025) -> str:
-    """What to print beside a gate: how many were counted, and how many show `margin` with 80% power at this spread."""
-    count, needed = _number(row, "n"), _needed(row, se, margin, alpha)
-    return f"; n {count:.0f}, needed {needed} for margin {margin:.2f} at 80% power" if count and needed else ""
+def _size(row: Metrics, se: str, margin: float, alpha: float = 0.025, power: float = POWER) -> str:
+    """What to print beside a bound: how many were counted, and how many show `margin` with that power at this spread.
+
+    Not beside a point estimate that has to reach a threshold: of a truth on the threshold half pass, however many are counted.
+    """
+    count, needed = _number(row, "n"), _needed(row, se, margin, alpha, power)
+    return f"; n {count:.0f}, needed {needed} for margin {margin:.2f} at {power:.0%} power" if count and needed else ""
 
 
-def _largest(rows: list[Metrics], margin: float, alpha: float = 0.025) -> str:
+def _largest(rows: list[Metrics], margin: float, alpha: float = 0.025, power: float = POWER) -> str:
     """`_size` of the row that lacks most."""
-    lacking = max(rows, key=lambda row: (_needed(row, "se", margin, alpha) or 0) / (_number(row, "n") or 1), default={})
-    told = _size(lacking, "se", margin, alpha)
+    lacking = max(rows, key=lambda row: (_needed(row, "se", margin, alpha, power) or 0) / (_number(row, "n") or 1), default={})
+    told = _size(lacking, "se", margin, alpha, power)
     where = _cell(lacking) if "dimension" in lacking else lacking.get("task")
     return f"{told} ({where}, which lacks most)" if told else ""
 
 
-def _needed(row: Metrics, se: str, margin: float, alpha: float) -> int | None:
+def _needed(row: Metrics, se: str, margin: float, alpha: float, power: float) -> int | None:
     count, error = _number(row, "n"), _number(row, se)
     if not count or error is None or margin <= 0:
         return None
-    return sample_size(error * math.sqrt(count), margin, alpha=alpha)
+    origins = _number(row, "origins")
+    return sample_size(error * math.sqrt(count), margin, alpha=alpha, power=power, per_source=count / origins if origins else 1.0)
 
 
 def check_onnx(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate]:

@@ -6,8 +6,8 @@
 
 The rows are validation edits of a policy at several steps of its training, each against the base's edit of the same condition
 from the same noise: the judge that rewards says P(Yes), a second judge says the same, and where the truth is known an
-acceptance measure says 1, 1/2 or 0. The metric is the measure where the cell has it, else the second judge. Every earlier
-checkpoint, the base at step 0 included (where all of them are 1/2 by definition), is compared with the one that is delivered,
+acceptance measure says 1, 1/2 or 0. The metric is the measure where the cell has it, else the second judge. The base at step 0
+(where all of them are 1/2 by definition) and up to `STARTS` earlier checkpoints are compared with the one that is delivered,
 over the same conditions: in every cell, every task and all tasks together. The bootstrap draws whole origins, and Holm's
 correction runs over all of these comparisons.
 """
@@ -15,6 +15,7 @@ correction runs over all of these comparisons.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,8 @@ from ops.policy_watch import Look
 from ops.statistics import Estimate, clustered_mean, holm, nested_mean, p_below
 
 CHECKPOINTS = "checkpoints.jsonl"
-RESAMPLES = 10_000  # ours: the smallest level that Holm asks over some hundred comparisons is a few draws of so many
+RESAMPLES = 10_000  # ours: draws of the bootstrap, more where Holm asks for a smaller level than these can tell
+STARTS = 7  # ours: earlier checkpoints compared, evenly spaced; with each more the correction asks for surer findings
 JUDGE, SECOND, TRUTH = "judge", "second", "measure_win"
 
 
@@ -63,7 +65,7 @@ def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None =
         level: chance that any of the findings is an accident (Holm).
         delivered: the step whose weights became the version, the last one if None; what was trained after it is not asked.
 
-    Raises ValueError where that step was not measured.
+    Raises ValueError where that step was not measured, or where no independent metric was.
     """
     steps = sorted({row["step"] for row in rows})
     if not steps:
@@ -71,13 +73,20 @@ def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None =
     end = steps[-1] if delivered is None else delivered
     if end not in steps:
         raise ValueError(f"step {end} was not measured, only {steps}")
-    asked = [
-        _compare(place, mine, start, end)
-        for place, mine in _places(rows).items()
-        for start in [0, *(step for step in steps if 0 < step < end)]
-    ]
+    if not any(row["step"] == end and (row[SECOND] is not None or row[TRUTH] is not None) for row in rows):  # type: ignore[literal-required]
+        raise ValueError(f"neither a second judge nor a measure looked at step {end}: give the reward model a `second_share`")
+    starts, places = [0, *_spaced([step for step in steps if 0 < step < end], STARTS)], _places(rows)
+    resamples = max(RESAMPLES, math.ceil(2 * len(starts) * len(places) / level))
+    asked = [_compare(place, mine, start, end, resamples) for place, mine in places.items() for start in starts]
     found = {f"{finding.place} from {finding.start}": finding for finding in asked}
     return [found[name] for name in holm({name: finding.p for name, finding in found.items()}, level)]
+
+
+def _spaced(steps: Sequence[int], count: int) -> list[int]:
+    """At most `count` of them, evenly spaced, the first and the last included."""
+    if len(steps) <= count:
+        return list(steps)
+    return [steps[round(place * (len(steps) - 1) / (count - 1))] for place in range(count)]
 
 
 def _places(rows: Sequence[Look]) -> dict[str, list[Look]]:
@@ -89,7 +98,7 @@ def _places(rows: Sequence[Look]) -> dict[str, list[Look]]:
     return places
 
 
-def _compare(place: str, rows: Sequence[Look], start: int, end: int) -> Finding:
+def _compare(place: str, rows: Sequence[Look], start: int, end: int, resamples: int) -> Finding:
     """One place between two steps, over the comparisons that both have. p is 1 unless the judge rose and the metric fell."""
     metric = TRUTH if any(row["measure_win"] is not None for row in rows) else SECOND
     before, after = (
@@ -115,7 +124,7 @@ def _compare(place: str, rows: Sequence[Look], start: int, end: int) -> Finding:
     # Differences of -1 .. 1 as values in [0, 1]; of one half, which the base has by definition, the later value says it all.
     then, now = values(metric)
     values_in_range = now if start == 0 else [(b - a + 1) / 2 for a, b in zip(then, now, strict=True)]
-    return found._replace(p=p_below(values_in_range, [row["origin"] for row in both], 0.5, levels, resamples=RESAMPLES))
+    return found._replace(p=p_below(values_in_range, [row["origin"] for row in both], 0.5, levels, resamples=resamples))
 
 
 def over_steps(rows: Sequence[Look], name: str, task: str | None = None) -> list[tuple[int, Estimate]]:
@@ -124,7 +133,7 @@ def over_steps(rows: Sequence[Look], name: str, task: str | None = None) -> list
     Rows without it are left out. Starts at step 0, where the policy is the base and every opinion is one half.
     """
     mine = [row for row in rows if task in (None, row["task"]) and row[name] is not None]  # type: ignore[literal-required]
-    found = [(0, Estimate(0.5, 0.5, 0.5, 0, 0.0))] if mine else []
+    found = [(0, Estimate(0.5, 0.5, 0.5, 0, 0, 0.0))] if mine else []
     for step in sorted({row["step"] for row in mine} - {0}):
         here = [row for row in mine if row["step"] == step]
         levels = [[row["task"] for row in here], [row["dimension"] for row in here]]

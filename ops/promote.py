@@ -30,6 +30,7 @@ STAGES = ("candidate", "staging", "production")
 # Allowed moves: from the stage where a release stands now, to the next. None: from nowhere. The way back is `rollback`.
 MOVES: tuple[tuple[str | None, str], ...] = ((None, "candidate"), ("candidate", "staging"), ("staging", "production"))
 RELEASE = "release"
+RIVAL_GATE = "evaluation/not_below_production"  # what a release that never met the production that stands has not passed
 # What is made with both policies in hand although only one goes on; the other one's health is then no matter.
 AFTER_POLICY = ("evaluation", "onnx", "engine", RELEASE)
 # What all members of a release share. Two curated versions may split differently: one tests on what the other trained on.
@@ -70,6 +71,8 @@ def promote(
     approval = approval_for(store, keys, ref)
     if stage == STAGES[-1]:
         check_terms(terms, ref, evidence, approval)
+        if current is not None and RIVAL_GATE not in (approval.overrides if approval else ()):
+            _check_rival(store, ref, current)
     proof = [*(each.ref.digest for each in evidence), *([approval.ref.digest] if approval else [])]
     return append(store, keys, ref, stage, approver=approver, reason=reason, evidence=proof, allowed=allowed)
 
@@ -115,6 +118,31 @@ def _check_move(moves: Sequence[StageMove], ref: ArtifactRef, stage: str) -> Non
         needed = " or ".join(str(source) for source in sources)
         remedy = f"Move it there first: `onereward promote {ref.digest[:12]} {sources[0]}`."
         raise GateRefused(f"Release {ref.digest[:12]} is not in {needed}, from where {stage} is reached.", remedy)
+
+
+def _check_rival(store: ArtifactStore, ref: ArtifactRef, standing: StageMove) -> None:
+    """Raises GateRefused unless the release was measured against the production that stands, or holds the same policy.
+
+    Evidence of "not below production" is about the production of its time: of two releases that were measured against the same one,
+    the second would otherwise replace the first without ever having met it.
+    """
+    policy, rivals = _policy_and_rivals(store, ref)
+    if standing.digest in rivals or policy == _policy_and_rivals(store, store.version(standing.digest).ref)[0]:
+        return
+    met = " and ".join(sorted(digest[:12] for digest in rivals)) or "none"
+    raise GateRefused(
+        f"Release {ref.digest[:12]} was measured against another production ({met}) than {standing.digest[:12]}, which stands.",
+        f"Run the chain again, so that it meets that one; or `onereward approve` it with an override of {RIVAL_GATE}, and say why.",
+    )
+
+
+def _policy_and_rivals(store: ArtifactStore, ref: ArtifactRef) -> tuple[str, set[str]]:
+    """Digests of the policy that a release holds, and of the releases that its evaluation compared it with."""
+    own = [version for version, release in members_of(store, ref) if release.ref == ref]
+    mode = f"{POLICY_PREFIX}{own[0].metadata.get('mode')}"
+    policy = next(version.ref.digest for version in own if version.ref.name == mode)
+    rivals = {parent.digest for version in own if version.ref.name == "evaluation" for parent in version.parents if parent.name == RELEASE}
+    return policy, rivals
 
 
 def _last(moves: Sequence[StageMove], stage: str) -> StageMove | None:

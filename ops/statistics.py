@@ -32,6 +32,7 @@ class Estimate:
     lo: float
     hi: float
     n: int
+    sources: int  # clusters behind them
     se: float  # standard deviation of the mean over the bootstrap's draws; 0 where every source says the same
 
 
@@ -60,7 +61,7 @@ def clustered_mean(
     low, high = np.quantile(drawn, [tail, 1 - tail])
     low, high = min(low, mean * (1 - unseen)), max(high, mean * (1 - unseen) + unseen)
     se = float(drawn.std(ddof=1))
-    return Estimate(mean, float(low), float(high), len(values), se if se > SEEN_AT_LEAST else 0.0)
+    return Estimate(mean, float(low), float(high), len(values), count, se if se > SEEN_AT_LEAST else 0.0)
 
 
 def p_below(
@@ -97,17 +98,17 @@ def holm(p_values: Mapping[str, float], level: float) -> list[str]:
     return rejected
 
 
-def sample_size(sd: float, margin: float, *, alpha: float = 0.025, power: float = 0.8) -> int:
+def sample_size(sd: float, margin: float, *, alpha: float = 0.025, power: float = 0.8, per_source: float = 1.0) -> int:
     """Values needed for a one-sided test at level `alpha` to see a difference of `margin` with that power.
 
     n = (z_(1-alpha) + z_power)^2 sd^2 / margin^2, and never so few that a share of 2 margin, which could lower a rate of one half
-    by `margin`, may go unseen: n >= log(alpha) / log(1 - 2 margin). With `sd` = se sqrt(n) of a clustered mean (`Estimate`) the design
-    effect, variance of the clustered mean over that of as many independent values, is in it.
+    by `margin`, may go unseen: log(alpha) / log(1 - 2 margin) sources at least, `per_source` values each. With `sd` = se sqrt(n) of a
+    clustered mean (`Estimate`) the design effect, variance of the clustered mean over that of as many independent values, is in it.
     """
     normal = stats.norm()
     spread = ((normal.ppf(1 - alpha) + normal.ppf(power)) * sd / margin) ** 2
     unseen = math.log(alpha) / math.log(1 - 2 * margin) if margin < 0.5 else 1.0
-    return math.ceil(max(spread, unseen) - SEEN_AT_LEAST)
+    return math.ceil(max(spread, unseen * per_source) - SEEN_AT_LEAST)
 
 
 def _draws(

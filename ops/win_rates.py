@@ -186,6 +186,7 @@ def _summary(
     return {
         "n": _pairs(rows),
         "conditions": len({condition for condition, _ in (duel.key for duel in rows)}),
+        "origins": mean.sources if mean else 0,
         "mean_win_rate": mean.mean if mean else None,
         "mean_lo": mean.lo if mean else None,
         "mean_hi": mean.hi if mean else None,
@@ -232,6 +233,7 @@ def _task_row(fought: Sequence[_Duel], task: str, confidence: float, resamples: 
         "task": task,
         "n": _pairs(known),
         "n_without_truth": _pairs(of_task) - _pairs(known),
+        "origins": rate.sources if rate else 0,
         "win_rate": rate.mean if rate else None,
         "lo": rate.lo if rate else None,
         "hi": rate.hi if rate else None,
@@ -251,7 +253,8 @@ def _cell_row(rows: Sequence[_Duel], cell: tuple[str, str], confidence: float, r
     confirmed = _estimate(here, "confirming", confidence, resamples)
     others = {"confirming_win_rate": confirmed.mean, "confirming_lo": confirmed.lo, "confirming_hi": confirmed.hi}
     others["judge_win_rate"] = sum(duel.judge for duel in here) / len(here)
-    found = {"task": cell[0], "dimension": cell[1], "n": rate.n, "win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi, "se": rate.se}
+    found: dict[str, Any] = {"task": cell[0], "dimension": cell[1], "n": rate.n, "origins": rate.sources}
+    found |= {"win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi, "se": rate.se}
     worse = p_below([float(duel.truth or 0) for duel in here], [duel.origin for duel in here], 0.5, resamples=resamples)
     return {**found, "p_worse": worse, **others}
 

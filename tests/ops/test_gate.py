@@ -52,8 +52,10 @@ GOOD: dict[str, dict[str, Any]] = {
     "policy-static": {"finite": True, "preservation_psnr": 30.0, "base_preservation_psnr": 30.2},
     "evaluation": {
         "evidence": "ground_truth",
+        "split": "test",
+        "chosen_on": "validation",
         "best_mode": "ema",
-        "judge": {"mean_accuracy": 0.7, "n": 40},
+        "judge": {"split": "test", "mean_accuracy": 0.7, "n": 40},
         "policy": {
             "static": {},
             "ema": {
@@ -96,7 +98,8 @@ def artifact(folder: Path, name: str, metrics: dict[str, Any]) -> Path:
     return folder
 
 
-LOOK = {"step": 1, "condition_id": "c", "origin": "o", "task": "fill", "dimension": "structure", "judge": 0.6, "measure_win": 1.0}
+LOOK = {"step": 1, "condition_id": "c", "origin": "o", "task": "fill", "dimension": "structure"}
+LOOK |= {"judge": 0.6, "second": None, "measure_win": 1.0}
 WEIGHTS = {"a.weight": torch.full((4, 4), 2.0), "b.bias": torch.full((4,), -2.0)}
 
 
@@ -159,6 +162,10 @@ UNSOUND = [
     ("evaluation", lambda m: m["policy"]["ema"].update(outside_similarity=0.95), "evaluation_looks_kept", 0.03),
     ("evaluation", lambda m: m["policy"]["ema"].pop("outside_similarity"), "evaluation_looks_kept", None),
     ("evaluation", lambda m: m.update(evidence="blind"), "ground_truth", None),
+    ("evaluation", lambda m: m.update(split="validation"), "sealed_split", 1),
+    ("evaluation", lambda m: m.pop("split"), "sealed_split", None),
+    ("evaluation", lambda m: m.update(chosen_on="test"), "sealed_split", 1),
+    ("evaluation", lambda m: m["judge"].update(split="validation"), "sealed_split", 1),
     ("evaluation", lambda m: m.pop("evidence"), "ground_truth", None),
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].update(judge_win_rate=0.9, p_worse=0.001), "hacked_cells", 1),
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].pop("p_worse"), "hacked_cells", 1),

@@ -17,7 +17,7 @@ from ops.folders import write_metrics
 from ops.gate import GateConfig
 from ops.gate_checks import check
 from ops.policy_watch import Look
-from ops.probe import CHECKPOINTS, gold_against_proxy, hacked, over_steps
+from ops.probe import CHECKPOINTS, STARTS, gold_against_proxy, hacked, over_steps
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -90,6 +90,19 @@ def test_only_what_is_delivered_counts() -> None:
     assert (worst.end, worst.place, worst.metric) == (30, "all tasks", "measure_win")
     assert worst.judge[1] > worst.judge[0] and worst.independent[1] == 0
     assert hacked(late, delivered=20) == []
+
+
+def test_a_fall_is_found_however_many_checkpoints_there_are() -> None:
+    many = rows({10 * number: (0.6 + 0.01 * number, 1.0 if number < 20 else 0.0) for number in range(1, 31)}, cells=4)
+    found = hacked(many)
+    assert {finding.end for finding in found} == {300} and {finding.place for finding in found} >= {"all tasks", "fill", "fill/d3"}
+    assert len({finding.start for finding in found}) <= STARTS + 1 and {0, 10} <= {finding.start for finding in found}
+
+
+def test_where_nothing_independent_looked_the_gate_fails(tmp_path: Path) -> None:
+    blind = [{**row, "measure_win": None, "second": None} for row in rows({10: (0.9, 0.0)})]
+    gate = hacking(policy(tmp_path, blind))
+    assert not gate.passed and gate.measure is None and "second_share" in gate.description
 
 
 def test_a_fall_below_the_base_is_seen_in_the_first_checkpoint() -> None:

@@ -189,6 +189,28 @@ def test_an_earlier_release_is_not_held_against_todays_thresholds(store: DvcStor
         promote(store, refs["release"], "production", thresholds=strict, **BY)
 
 
+def test_a_release_must_have_met_the_production_that_stands(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    """Two releases that were measured while nothing was in production: the second may not replace the first unseen."""
+    data = {name: refs[name] for name in ("source_images", "curated_dataset", "candidates", "preference_pairs", "reward_model")}
+    other = release_of(store, tmp_path / "work", chain_of(store, tmp_path / "work", given=data, note="2"), note="2")
+    promote(store, refs["release"], "production")
+    promote(store, refs["next"], "production")  # it holds the same policy
+    with pytest.raises(GateRefused, match=rf"another production \(none\) than {refs['next'].digest[:12]}, which stands"):
+        promote(store, other, "production")
+    assert store.stage("release", "production") == refs["next"]
+    third = dict(data)
+    for name in ("policy-static", "policy-ema"):
+        third[name] = put(store, tmp_path / "work", name, [refs[parent] for parent in PARENTS[name]], note="3")
+        prove(store, third[name])
+    measured = [*(third[parent] for parent in PARENTS["evaluation"]), refs["next"]]
+    third["evaluation"] = put(store, tmp_path / "work", "evaluation", measured, note="3")
+    prove(store, third["evaluation"])
+    met = release_of(store, tmp_path / "work", chain_of(store, tmp_path / "work", given=third, note="3"), note="3")
+    assert promote(store, met, "production").digest == met.digest
+    approved(store, other, overrides=("evaluation/not_below_production",))
+    assert promote(store, other, "production").digest == other.digest
+
+
 def test_evidence_for_another_digest_is_none(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
     other = put(store, tmp_path / "work", "engine", [refs["onnx"]], note="another engine, never checked")
     ref = release_of(store, tmp_path / "work", refs | {"engine": other}, note="three")

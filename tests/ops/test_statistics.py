@@ -106,6 +106,9 @@ def test_the_sample_size_gives_the_power_it_promises() -> None:
 def test_ties_alone_need_enough_sources_to_have_shown_a_loss() -> None:
     n = sample_size(0.0, 0.05)
     assert clustered_mean([0.5] * n, range(n)).lo >= 0.45 > clustered_mean([0.5] * (n - 1), range(n - 1)).lo
+    four_each = sample_size(0.0, 0.05, per_source=4)
+    assert four_each == pytest.approx(4 * n, abs=4)
+    assert clustered_mean([0.5] * four_each, [place // 4 for place in range(four_each)]).lo >= 0.45
 
 
 def test_same_seed_same_interval() -> None:
