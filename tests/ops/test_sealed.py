@@ -28,7 +28,7 @@ from tests.models.tiny_judge import save_tiny_judge
 
 TAXONOMY = Taxonomy.load()
 SCENES = 6  # per task, two of each split
-POLICY = {"iterations": 2, "batch_size": 2, "steps": 2, "stop_low": 1, "stop_high": 1, "warmup": 0, "watch_per_task": 1}
+POLICY = {"iterations": 2, "checkpoint_every": 1, "batch_size": 2, "steps": 2, "stop_low": 1, "stop_high": 1, "warmup": 0}
 
 
 class World(NamedTuple):
@@ -79,9 +79,9 @@ def worlds(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[W
         labels = LabelConfig(tie_margin=0.5)
         label_scripted(labels, world.curated, world.candidates, [], TAXONOMY, world.preferences, Progress())
         make_pairs(PairConfig(), world.curated, world.candidates, world.preferences, world.pairs, Progress(), TAXONOMY)
-        fit = FitRewardConfig(steps=2, batch_size=4, eval_every=1, learning_rate=1e-3)
+        fit = FitRewardConfig(steps=2, batch_size=4, eval_every=1, learning_rate=1e-3, second_share=0.5)
         fit_reward(fit, judge, world.curated, world.candidates, world.pairs, world.reward_model, Progress(), TAXONOMY)
-        config, scratch = TrainPolicyConfig(**POLICY, least_judged=0.0), root / name / "scratch"
+        config, scratch = TrainPolicyConfig(**POLICY, watch_per_task=1, least_judged=0.0), root / name / "scratch"
         train_policy(
             config, tiny_base, world.reward_model, world.curated, world.policy, Progress(), TAXONOMY, mode="static", scratch=scratch
         )
