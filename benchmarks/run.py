@@ -156,6 +156,7 @@ def bench(
             write_seeded(preset, seed, seeded, threads)
             if run is None or homes is None:
                 command = f"python -m benchmarks.run --preset {preset_path(preset).stem} --seeds {seed} --threads {threads}"
+                command += " --next-round" if next_round else ""
                 run = {"seed": seed, "command": command, **about, **run_chain(seeded, home)}
                 keep(out, run, "seed")
             if next_round:
