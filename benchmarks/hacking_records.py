@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from infra.data import ensure_data
 from infra.progress import Progress
 from infra.workspace import Workspace
 from models.taxonomy import Taxonomy
@@ -41,6 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings, taxonomy, store = load_settings("mini"), Taxonomy.load(), Workspace(arguments.home.resolve()).store
     curated, candidates, pairs = (store.get(store.versions(name)[-1].ref) for name in ("curated_dataset", "candidates", "preference_pairs"))
+    ensure_data(ROOT)
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
