@@ -140,7 +140,7 @@ def test_a_run_does_not_undo_a_rollback(store: DvcStore, refs: Refs, run: Run, t
 def test_nor_by_another_release_of_the_policy_that_was_rolled_back(store: DvcStore, refs: Refs, run: Run, tmp_path: Path) -> None:
     assert run(refs)[1]["ending"] == "promoted"
     data = {name: refs[name] for name in ("source_images", "curated_dataset", "candidates", "preference_pairs", "reward_model")}
-    better = chain_of(store, tmp_path / "work", given=data, note="trained longer")
+    better = chain_of(store, tmp_path / "work", given=data, note="trained longer", rival=store.stage("release", "production"))
     assert run(better)[1]["ending"] == "promoted"
     rollback(store, keys_of(store), "release", "production", approver="lee", reason="complaints")
 
@@ -150,7 +150,7 @@ def test_nor_by_another_release_of_the_policy_that_was_rolled_back(store: DvcSto
     reused, ended = run(evaluated)
     assert not reused and ended["ending"] == "refused" and "lee" in ended["message"] and store.moves("release") == moves
 
-    newest = chain_of(store, tmp_path / "work", given=data, note="trained otherwise")
+    newest = chain_of(store, tmp_path / "work", given=data, note="trained otherwise", rival=store.stage("release", "production"))
     assert run(newest)[1]["ending"] == "promoted"
 
 
@@ -164,7 +164,7 @@ def test_nor_does_it_put_an_earlier_round_back(store: DvcStore, refs: Refs, run:
     data["policy-ema"] = put(store, work, "policy-ema", [data["curated_dataset"], data["reward_model"], first], note=note)
     for name in ("preference_pairs", "reward_model", "policy-ema"):
         prove(store, data[name])
-    assert run(chain_of(store, work, given=data, note=note))[1]["ending"] == "promoted"
+    assert run(chain_of(store, work, given=data, note=note, rival=first))[1]["ending"] == "promoted"
 
     moves = store.moves("release")
     earlier = {name: refs[name] for name in refs if name not in ("evaluation", "onnx", "engine")}

@@ -86,12 +86,16 @@ PARENTS: dict[str, list[str]] = {
 }
 
 
-def chain_of(store: DvcStore, work: Path, *, given: Refs | None = None, note: str = "") -> Refs:
-    """A chain from sources to engine, on top of what is given, every gate proven but the static policy's, whose mode was not chosen."""
+def chain_of(store: DvcStore, work: Path, *, given: Refs | None = None, note: str = "", rival: ArtifactRef | None = None) -> Refs:
+    """A chain from sources to engine, on top of what is given, every gate proven but the static policy's, whose mode was not chosen.
+
+    Its evaluation compares it with `rival`, a release.
+    """
     refs = dict(given or {})
     for name, above in PARENTS.items():
         if name not in refs:
-            refs[name] = put(store, work, name, [refs[parent] for parent in above], note=note)
+            met = [rival] if rival and name == "evaluation" else []
+            refs[name] = put(store, work, name, [*(refs[parent] for parent in above), *met], note=note)
             if name in REQUIRED_GATES:
                 prove(store, refs[name], failing="policy_preserved" if name == "policy-static" else "")
     return refs
