@@ -65,7 +65,7 @@ def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None =
         level: chance that any of the findings is an accident (Holm).
         delivered: the step whose weights became the version, the last one if None; what was trained after it is not asked.
 
-    Raises ValueError where that step was not measured, or where no independent metric was.
+    Raises ValueError where that step was not measured.
     """
     steps = sorted({row["step"] for row in rows})
     if not steps:
@@ -73,8 +73,6 @@ def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None =
     end = steps[-1] if delivered is None else delivered
     if end not in steps:
         raise ValueError(f"step {end} was not measured, only {steps}")
-    if not any(row["step"] == end and (row[SECOND] is not None or row[TRUTH] is not None) for row in rows):  # type: ignore[literal-required]
-        raise ValueError(f"neither a second judge nor a measure looked at step {end}: give the reward model a `second_share`")
     starts, places = [0, *_spaced([step for step in steps if 0 < step < end], STARTS)], _places(rows)
     resamples = max(RESAMPLES, math.ceil(2 * len(starts) * len(places) / level))
     asked = [_compare(place, mine, start, end, resamples) for place, mine in places.items() for start in starts]
