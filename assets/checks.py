@@ -19,7 +19,6 @@ from assets.display import table
 from assets.refs import materialised
 from assets.settings import Settings, thresholds
 from assets.sources import ROOT, code_version
-from assets.winner import parent
 from infra.data import weights
 from infra.stores.base import ArtifactRef, ArtifactStore
 from infra.workspace import Workspace
@@ -27,6 +26,7 @@ from models.errors import UnknownVersion
 from ops.gate import Gate, GateConfig, not_verified, record_evidence
 from ops.gate_checks import CHECKS
 from ops.gate_checks import check as measure
+from ops.lineage import parent
 from ops.promote import RELEASE
 
 GATE = "gate"  # name of every stage's check

@@ -12,11 +12,11 @@ import onnxruntime
 from assets.common import Work, stage
 from assets.policy import policy
 from assets.sources import ROOT
-from assets.winner import parent, released_policy
 from infra.data import weights, weights_digest
 from infra.stores.base import ArtifactRef
 from models.errors import ConfigError
 from ops.evaluate import EvaluateConfig, evaluate
+from ops.lineage import parent, released_policy
 
 
 def _rival(work: Work) -> ArtifactRef | None:

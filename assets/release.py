@@ -9,12 +9,13 @@ from typing import Any
 from assets.common import Made, Work, stage
 from assets.promotion import PRODUCTION, promote
 from assets.rounds import rounds
-from assets.winner import parent, released_policy, winner
+from assets.winner import winner
 from infra.stores.base import ArtifactRef, StageMove
 from models.errors import StoreError
 from ops.announce import write_pointer
 from ops.approval import approval_for
 from ops.gate import evidence_for, verified
+from ops.lineage import parent, released_policy
 from ops.promote import STAGES
 from ops.release import ReleaseConfig, assemble_release
 

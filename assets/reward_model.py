@@ -6,8 +6,8 @@ from typing import Any
 
 from assets.common import Work, stage
 from assets.rounds import starting_release
-from assets.winner import trained_with
 from ops.fit_reward import SECOND, FitRewardConfig, fit_reward
+from ops.lineage import trained_with
 from ops.promote import RELEASE
 
 

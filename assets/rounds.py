@@ -6,10 +6,10 @@ uses=starting_release                             # of a stage whose config has 
 from __future__ import annotations
 
 from assets.common import Work
-from assets.winner import parent, released_policy, trained_with
 from infra.stores.base import ArtifactRef, ArtifactStore
 from models.errors import ConfigError
 from models.records import Condition, read_rows
+from ops.lineage import parent, released_policy, trained_with
 from ops.promote import RELEASE
 
 

@@ -166,8 +166,8 @@ def _sealed(metrics: Metrics) -> Gate:
     """Was everything measured on the test split, and where there was a choice, was it made on another?"""
     judge, policies = metrics.get("judge"), metrics.get("policy")
     splits = {"measured": metrics.get("split")}
-    if isinstance(judge, dict) and "split" in judge:
-        splits["judge asked"] = judge["split"]
+    if isinstance(judge, dict):
+        splits["judge asked"] = judge.get("split")
     wrong = [f"{what} on {split}" for what, split in splits.items() if split != SEALED]
     if isinstance(policies, dict) and len(policies) > 1 and metrics.get("chosen_on") not in set(SPLITS) - {SEALED}:
         wrong.append(f"reference mode chosen on {metrics.get('chosen_on')}")

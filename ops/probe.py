@@ -15,7 +15,6 @@ correction runs over all of these comparisons.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +27,8 @@ from ops.policy_watch import Look
 from ops.statistics import Estimate, clustered_mean, holm, nested_mean, p_below
 
 CHECKPOINTS = "checkpoints.jsonl"
-RESAMPLES = 10_000  # ours: draws of the bootstrap, more where Holm asks for a smaller level than these can tell
+RESAMPLES = 10_000  # ours: draws of the bootstrap at least
+RESAMPLES_EACH = 40  # ours: and so many per comparison, twice as many as tell Holm's smallest level at 5%
 STARTS = 7  # ours: earlier checkpoints compared, evenly spaced; with each more the correction asks for surer findings
 JUDGE, SECOND, TRUTH = "judge", "second", "measure_win"
 
@@ -62,10 +62,10 @@ def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None =
     """Where the judge rose and the independent metric fell beyond its interval, the surest first.
 
     Args:
-        level: chance that any of the findings is an accident (Holm).
+        level: chance that any of the findings is an accident (Holm). Under .025 the draws may be too few to find anything.
         delivered: the step whose weights became the version, the last one if None; what was trained after it is not asked.
 
-    Raises ValueError where that step was not measured.
+    Raises ValueError where that step was not measured, or where no independent metric was.
     """
     steps = sorted({row["step"] for row in rows})
     if not steps:
@@ -73,8 +73,10 @@ def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None =
     end = steps[-1] if delivered is None else delivered
     if end not in steps:
         raise ValueError(f"step {end} was not measured, only {steps}")
+    if not any(row["step"] == end and (row[SECOND] is not None or row[TRUTH] is not None) for row in rows):  # type: ignore[literal-required]
+        raise ValueError(f"neither a second judge nor a measure looked at step {end}: give the reward model a `second_share`")
     starts, places = [0, *_spaced([step for step in steps if 0 < step < end], STARTS)], _places(rows)
-    resamples = max(RESAMPLES, math.ceil(2 * len(starts) * len(places) / level))
+    resamples = max(RESAMPLES, RESAMPLES_EACH * len(starts) * len(places))
     asked = [_compare(place, mine, start, end, resamples) for place, mine in places.items() for start in starts]
     found = {f"{finding.place} from {finding.start}": finding for finding in asked}
     return [found[name] for name in holm({name: finding.p for name, finding in found.items()}, level)]

@@ -24,7 +24,8 @@ from models.errors import ConfigError, GateRefused, StoreError, UnknownVersion
 from ops.approval import Approval, Terms, approval_for, check_terms
 from ops.audit import append
 from ops.folders import read_metrics
-from ops.gate import POLICY_PREFIX, REQUIRED_GATES, Evidence, GateConfig, evidence_for, verified
+from ops.gate import NEWER_GATES, POLICY_PREFIX, REQUIRED_GATES, Evidence, GateConfig, evidence_for, verified
+from ops.lineage import parent, released_policy
 
 STAGES = ("candidate", "staging", "production")
 # Allowed moves: from the stage where a release stands now, to the next. None: from nowhere. The way back is `rollback`.
@@ -121,28 +122,25 @@ def _check_move(moves: Sequence[StageMove], ref: ArtifactRef, stage: str) -> Non
 
 
 def _check_rival(store: ArtifactStore, ref: ArtifactRef, standing: StageMove) -> None:
-    """Raises GateRefused unless the release was measured against the production that stands, or holds the same policy.
+    """Raises GateRefused unless the policy that stands in production is among those that the release's evaluation compared.
 
     Evidence of "not below production" is about the production of its time: of two releases that were measured against the same one,
     the second would otherwise replace the first without ever having met it.
     """
-    policy, rivals = _policy_and_rivals(store, ref)
-    if standing.digest in rivals or policy == _policy_and_rivals(store, store.version(standing.digest).ref)[0]:
+    evaluation = parent(store, ref, "evaluation")
+    made_from = store.version(evaluation.digest).parents if evaluation else ()
+    rivals = [each for each in made_from if each.name == RELEASE]
+    compared = {each.digest for each in made_from if each.name.startswith(POLICY_PREFIX)} | {
+        released_policy(store, each) for each in rivals
+    }
+    held = released_policy(store, store.version(standing.digest).ref)
+    if held is not None and held in compared:
         return
-    met = " and ".join(sorted(digest[:12] for digest in rivals)) or "none"
+    met = " and ".join(sorted(each.digest[:12] for each in rivals)) or "none"
     raise GateRefused(
         f"Release {ref.digest[:12]} was measured against another production ({met}) than {standing.digest[:12]}, which stands.",
         f"Run the chain again, so that it meets that one; or `onereward approve` it with an override of {RIVAL_GATE}, and say why.",
     )
-
-
-def _policy_and_rivals(store: ArtifactStore, ref: ArtifactRef) -> tuple[str, set[str]]:
-    """Digests of the policy that a release holds, and of the releases that its evaluation compared it with."""
-    own = [version for version, release in members_of(store, ref) if release.ref == ref]
-    mode = f"{POLICY_PREFIX}{own[0].metadata.get('mode')}"
-    policy = next(version.ref.digest for version in own if version.ref.name == mode)
-    rivals = {parent.digest for version in own if version.ref.name == "evaluation" for parent in version.parents if parent.name == RELEASE}
-    return policy, rivals
 
 
 def _last(moves: Sequence[StageMove], stage: str) -> StageMove | None:
@@ -216,8 +214,9 @@ def _passed(store: ArtifactStore, keys: Keys, ref: ArtifactRef, thresholds: Gate
     first = REQUIRED_GATES[ref.name][0]
     if evidence is None:
         raise GateRefused(f"There is no evidence for {subject}: gate {first} was never measured for this digest.", remedy)
-    if evidence.missing:
-        raise GateRefused(f"The evidence for {subject} lacks the gate {evidence.missing[0]}.", remedy)
+    # Without thresholds it is an earlier release's, which was promoted before the newer gates were asked for.
+    if missing := [name for name in evidence.missing if thresholds or name not in NEWER_GATES]:
+        raise GateRefused(f"The evidence for {subject} lacks the gate {missing[0]}.", remedy)
     for gate in evidence.gates:
         overridden = approval is not None and f"{ref.name}/{gate.name}" in approval.overrides
         if (gate.passed is not True or gate.measure is None) and not overridden:

@@ -13,9 +13,9 @@ from assets.policy import policy
 from assets.promotion import PRODUCTION
 from assets.reward_model import reward_model
 from assets.settings import Settings
-from assets.winner import trained_with
 from infra.stores.base import ArtifactStore
 from models.errors import UnknownVersion
+from ops.lineage import trained_with
 from ops.promote import RELEASE
 
 STARTS = {candidates.name: "policy", reward_model.name: "start", policy.name: "start"}  # stage -> the field that names a release

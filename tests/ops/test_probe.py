@@ -99,6 +99,19 @@ def test_a_fall_is_found_however_many_checkpoints_there_are() -> None:
     assert len({finding.start for finding in found}) <= STARTS + 1 and {0, 10} <= {finding.start for finding in found}
 
 
+def test_one_cell_s_fall_is_found_among_hundreds_of_comparisons() -> None:
+    """656 of them: Holm's first level is under what 10,000 draws can tell."""
+    looks = rows({step: (0.5 + step / 1000, 1.0) for step in range(10, 100, 10)}, cells=80)
+    fallen = [{**row, "measure_win": 0.0} if (row["step"], row["dimension"]) == (90, "d0") else row for row in looks]
+    assert "fill/d0" in {finding.place for finding in hacked(fallen)}
+
+
+def test_where_nothing_independent_looked_the_gate_fails(tmp_path: Path) -> None:
+    blind = [{**row, "measure_win": None, "second": None} for row in rows({10: (0.9, 0.0)})]
+    gate = hacking(policy(tmp_path, blind))
+    assert not gate.passed and gate.measure is None and "second_share" in gate.description
+
+
 def test_a_fall_below_the_base_is_seen_in_the_first_checkpoint() -> None:
     assert [(found.place, found.start) for found in hacked(rows({10: (0.9, 0.0)}))] == [("all tasks", 0), ("fill", 0), ("fill/d0", 0)]
 

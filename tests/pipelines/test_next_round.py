@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from assets.winner import trained_with
 from infra.data import weights_digest
 from infra.workspace import Workspace
 from models.records import Candidate, read_rows
 from ops.fit_reward import SECOND, fit_reward
 from ops.folders import read_metrics
+from ops.lineage import trained_with
 from pipelines.config import load_settings
 from pipelines.next_round import next_round
 from tests.pipelines.conftest import Command, Finished
