@@ -193,6 +193,31 @@ def test_an_earlier_release_is_not_held_against_todays_thresholds(store: DvcStor
         promote(store, refs["release"], "production", thresholds=strict, **BY)
 
 
+def test_an_earlier_release_answers_for_the_gates_of_its_time(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    again = {name: refs[name] for name in PARENTS if name not in ("evaluation", "onnx", "engine")}
+    parents = [*(refs[parent] for parent in PARENTS["evaluation"]), refs["release"]]
+    again["evaluation"] = put(store, tmp_path / "work", "evaluation", parents, note="against production")
+    prove(store, again["evaluation"])
+    ref = release_of(store, tmp_path / "work", chain_of(store, tmp_path / "work", given=again, note="2"), note="2")
+    prove(store, refs["evaluation"], lacking="task_lo")
+    refused(store, ref, "lacks the gate task_lo")
+    prove(store, refs["evaluation"], lacking="sealed_split")  # recorded before there was that gate
+    promote(store, ref, "production")
+    refused(store, refs["release"], "lacks the gate sealed_split")  # on its own it has to have it
+
+
+def test_a_release_of_the_other_mode_of_one_evaluation_has_met_what_stands(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    """Measured again, the evaluation may name the other policy: both were compared in it."""
+    other = {name: refs[name] for name in PARENTS if name not in ("evaluation", "onnx", "engine")}
+    prove(store, other["policy-static"])
+    parents = [refs[parent] for parent in PARENTS["evaluation"]]
+    other["evaluation"] = put(store, tmp_path / "work", "evaluation", parents, mode="static", note="again")
+    prove(store, other["evaluation"])
+    static = release_of(store, tmp_path / "work", chain_of(store, tmp_path / "work", given=other, note="2"), note="2", mode="static")
+    promote(store, static, "production")
+    assert promote(store, refs["release"], "production").digest == refs["release"].digest
+
+
 def test_a_release_must_have_met_the_production_that_stands(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
     """Two releases that were measured while nothing was in production: the second may not replace the first unseen."""
     data = {name: refs[name] for name in ("source_images", "curated_dataset", "candidates", "preference_pairs", "reward_model")}
