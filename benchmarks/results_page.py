@@ -277,19 +277,21 @@ def _second_rounds(runs: list[Run]) -> str:
         if not second:
             continue
         if "skipped" in second:
-            lines.append([str(run["seed"]), NONE, NONE, NONE, second["skipped"].replace("|", "/")])
+            lines.append([str(run["seed"]), *[NONE] * 4, second["skipped"].replace("|", "/")])
             continue
         mode = second["best_mode"]
         first = (run["policy"] or {}).get(run["best_mode"])
         means = ("mean_win_rate", "mean_lo", "mean_hi")
         pair = [interval(first, *means), interval((second["policy"] or {}).get(mode), *means)]
-        against = interval((second["against_production"] or {}).get(mode), *means)
-        lines.append(
-            [str(run["seed"]), *pair, against, "refused: " + second["refused"].replace("|", "/") if second["refused"] else "released"]
-        )
+        against = (second["against_production"] or {}).get(mode)
+        worst = min(against["cells"], key=lambda cell: cell["lo"]) if against and against["cells"] else None
+        cell = f"{worst['task']}/{worst['dimension']} {interval(worst)}" if worst else NONE
+        end = "refused: " + second["refused"].replace("|", "/") if second["refused"] else "released"
+        lines.append([str(run["seed"]), *pair, interval(against, *means), cell, end])
     if not lines:
         return "None was run."
-    return table(["seed", "first round over the base", "second round over the base", "second over the first's release", "ended"], lines)
+    columns = ["first round over the base", "second round over the base", "second over the first's release", "worst cell there"]
+    return table(["seed", *columns, "ended"], lines)
 
 
 def _gates(runs: list[Run]) -> str:

@@ -156,11 +156,11 @@ def bench(
             write_seeded(preset, seed, seeded, threads)
             if run is None or homes is None:
                 command = f"python -m benchmarks.run --preset {preset_path(preset).stem} --seeds {seed} --threads {threads}"
-                command += " --next-round" if next_round else ""
                 run = {"seed": seed, "command": command, **about, **run_chain(seeded, home)}
                 keep(out, run, "seed")
             if next_round:
-                keep(out, {**run, "next_round": second_round(run, seeded, home)}, "seed")
+                both = {**run, "command": f"{run['command']} --next-round", "next_round": second_round(run, seeded, home)}
+                keep(out, both, "seed")
     return rows(out)
 
 

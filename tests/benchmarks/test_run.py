@@ -147,6 +147,7 @@ def test_a_next_round_follows_a_release_and_can_follow_later(ran: Chains, tmp_pa
     run.bench(PRESET, [0, 4], out, homes=homes)
     first, refused = run.bench(PRESET, [0, 4], out, homes=homes, next_round=True)
     assert ran.seeds == [0, 4] and ran.rounds == [0]  # the first round is not run again
+    assert first["command"] == "python -m benchmarks.run --preset mini --seeds 0 --threads 2 --next-round"
     assert first["next_round"]["refused"] is None and "win_rate" in refused["next_round"]["skipped"]
     waiting = {"release": {"version": 1, "stage": "staging"}, "refused": None}
     assert run.second_round(waiting, tmp_path, homes) == {"skipped": "the first round was not promoted"}
