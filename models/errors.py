@@ -11,7 +11,10 @@ class OneRewardError(Exception):
     def __init__(self, what: str, remedy: str):
         self.what = what
         self.remedy = remedy
-        super().__init__(f"{what} {remedy}")
+        super().__init__(what, remedy)  # what unpickling calls it with again, in another process
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.remedy}"
 
 
 class ConfigError(OneRewardError):

@@ -130,11 +130,9 @@ def _check_rival(store: ArtifactStore, ref: ArtifactRef, standing: StageMove) ->
     evaluation = parent(store, ref, "evaluation")
     made_from = store.version(evaluation.digest).parents if evaluation else ()
     rivals = [each for each in made_from if each.name == RELEASE]
-    compared = {each.digest for each in made_from if each.name.startswith(POLICY_PREFIX)} | {
-        released_policy(store, each) for each in rivals
-    }
-    held = released_policy(store, store.version(standing.digest).ref)
-    if held is not None and held in compared:
+    compared: set[str | None] = {each.digest for each in made_from if each.name.startswith(POLICY_PREFIX)}
+    compared |= {released_policy(store, each) for each in (ref, *rivals)}
+    if released_policy(store, store.version(standing.digest).ref) in compared - {None}:
         return
     met = " and ".join(sorted(each.digest[:12] for each in rivals)) or "none"
     raise GateRefused(
