@@ -16,7 +16,7 @@ run: .venv/.ready-$(EXTRAS)
 	$(BIN)/onereward run --preset $(PRESET)
 
 test: .venv/.ready-$(EXTRAS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 dev: .venv/.ready-$(EXTRAS)
 	$(BIN)/onereward dev --preset $(PRESET) --port $(PORT)

@@ -13,10 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from assets.chain import POLICY
 from pipelines import cli
-from tests.pipelines.server import ASSET_JOB, Server, serve
-from tests.pipelines.test_definitions import CHAIN, GATED
 from tests.pipelines.toy import write_toy
 
 VARIABLES = (
@@ -120,21 +117,3 @@ def onereward(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         return int(ended.value.code or 0), out, err
 
     return call
-
-
-@pytest.fixture(scope="session")
-def chain_server(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`onereward dev` at toy size with every asset materialized, one run each, in the chain's order, as the UI launches them."""
-    folder = tmp_path_factory.mktemp("server")
-    with serve(write_toy(folder, tiny_weights), folder / "home") as server:
-        runs: list[str] = []
-        for name in CHAIN:
-            if name == POLICY.name:
-                for run_id in runs:
-                    server.end(run_id)  # the daemon starts a backfill's run ahead of runs that wait in the queue
-                runs.append(server.backfill(name, list(POLICY.modes)))
-            else:
-                runs.append(server.launch(ASSET_JOB, [name], [name] if name in GATED else []))
-        for run_id in runs:
-            server.end(run_id)
-        yield server

@@ -1,16 +1,26 @@
-"""Every asset materializes from the UI: `onereward dev` at toy size, driven through the web server's GraphQL."""
+"""Every asset materializes from the UI: `onereward dev` at toy size, driven through the web server's GraphQL.
+
+Then the asset graph and an asset's picture, in a headless browser. One file, so that one process starts one server.
+"""
 
 from __future__ import annotations
 
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from assets.chain import STAGES
+from assets.chain import POLICY, STAGES
 from infra.workspace import Workspace
 from pipelines.jobs import ALL_MODES
-from tests.pipelines.server import Server
+from tests.pipelines.browser import WAIT_MS, browser_page, missing, open_asset_graph, open_picture
+from tests.pipelines.server import ASSET_JOB, Server, serve
 from tests.pipelines.test_definitions import CHAIN, GATED
+from tests.pipelines.toy import write_toy
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 PICTURED = [name for name in CHAIN if name != "engine"]
@@ -31,7 +41,25 @@ query($asset: AssetKeyInput!, $partitions: [String!]) { assetNodeOrError(assetKe
 MADE_BY = "query($id: ID!) { runOrError(runId: $id) { ... on Run { assetMaterializations { assetKey { path } } } } }"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def chain_server(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`onereward dev` at toy size with every asset materialized, one run each, in the chain's order, as the UI launches them."""
+    folder = tmp_path_factory.mktemp("server")
+    with serve(write_toy(folder, tiny_weights), folder / "home") as server:
+        runs: list[str] = []
+        for name in CHAIN:
+            if name == POLICY.name:
+                for run_id in runs:
+                    server.end(run_id)  # the daemon starts a backfill's run ahead of runs that wait in the queue
+                runs.append(server.backfill(name, list(POLICY.modes)))
+            else:
+                runs.append(server.launch(ASSET_JOB, [name], [name] if name in GATED else []))
+        for run_id in runs:
+            server.end(run_id)
+        yield server
+
+
+@pytest.fixture(scope="module")
 def nodes(chain_server: Server) -> dict[str, dict[str, Any]]:
     """What the server says of every asset, by name."""
     return {node["assetKey"]["path"][-1]: node for node in chain_server.ask(ASSETS)["assetNodes"]}
@@ -90,3 +118,32 @@ def test_the_whole_chain_is_one_run_that_reuses_everything(chain_server: Server)
     made = {event["assetKey"]["path"][-1] for event in chain_server.ask(MADE_BY, id=run_id)["runOrError"]["assetMaterializations"]}
     assert made == set(CHAIN)
     assert [version.ref for version in store.versions()] == before
+
+
+in_browser = pytest.mark.skipif(bool(missing()), reason=missing())
+NODE_PX = 2_000  # of green at least, in the node of a materialized asset
+
+
+def green(picture: bytes) -> int:
+    """How many pixels of a PNG are green."""
+    with Image.open(io.BytesIO(picture)) as shot:
+        colours = shot.convert("RGB").getcolors(2**20) or ()
+    return sum(count for count, (red, green, blue) in colours if green > red + 8 and green > blue + 4)
+
+
+@in_browser
+def test_the_asset_graph_shows_every_asset(chain_server: Server) -> None:
+    """Every node is drawn, and turns green once the page has asked what became of its asset."""
+    with browser_page(1240, 500) as page:
+        open_asset_graph(page, chain_server.url, CHAIN)
+        deadline = time.monotonic() + WAIT_MS / 1000
+        while (shown := green(page.screenshot())) < NODE_PX * len(CHAIN):
+            assert time.monotonic() < deadline, f"{shown} green pixels, too few for {len(CHAIN)} materialized assets"
+            page.wait_for_timeout(1000)
+
+
+@in_browser
+def test_an_asset_shows_its_picture(chain_server: Server) -> None:
+    with browser_page() as page:
+        width, height = open_picture(page, chain_server.url, "candidates")
+    assert width > 32 and height > 32
