@@ -26,8 +26,7 @@ from models.errors import UnknownVersion
 from ops.gate import Gate, GateConfig, not_verified, record_evidence
 from ops.gate_checks import CHECKS
 from ops.gate_checks import check as measure
-from ops.lineage import parent
-from ops.promote import RELEASE
+from ops.lineage import RELEASE, parent
 
 GATE = "gate"  # name of every stage's check
 EVIDENCE = "evidence"  # metadata entry with every gate's row, for reports

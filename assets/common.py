@@ -45,7 +45,8 @@ from models.config import OpConfig
 from models.errors import ConfigError, DiskFull, InputsChanged, UnknownVersion
 from models.taxonomy import Taxonomy
 from ops.gate import SIGNATURE
-from ops.promote import RELEASE, STAGES
+from ops.lineage import RELEASE
+from ops.promote import STAGES
 
 OWNER = "team:editing"
 GPU_POOL = "gpu"

@@ -10,6 +10,7 @@ from infra.workspace import Workspace
 from models.errors import OneRewardError, StoreError
 from ops import promote as op
 from ops.announce import announce
+from ops.lineage import RELEASE
 
 PRODUCTION = op.STAGES[-1]
 
@@ -41,7 +42,7 @@ def promote(
 
 def rollback(settings: Settings, workspace: Workspace, stage: str, *, approver: str, reason: str, warn: Callable[[str], None]) -> StageMove:
     """See ops.promote.rollback."""
-    move = op.rollback(workspace.store, workspace.keys, op.RELEASE, stage, approver=approver, reason=reason)
+    move = op.rollback(workspace.store, workspace.keys, RELEASE, stage, approver=approver, reason=reason)
     _tell(settings, workspace, move, warn)
     return move
 

@@ -18,7 +18,8 @@ from infra.signing import Keys
 from infra.stores.base import ArtifactRef, ArtifactStore
 from models.errors import GateRefused, UnknownVersion
 from ops.gate import evidence_for
-from ops.promote import RELEASE, STAGES
+from ops.lineage import RELEASE
+from ops.promote import STAGES
 
 ARTIFACTS = "artifacts"
 LOOK_BACK = 50  # materializations of a parent that are searched for all its partitions

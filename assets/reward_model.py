@@ -7,8 +7,7 @@ from typing import Any
 from assets.common import Work, stage
 from assets.rounds import starting_release
 from ops.fit_reward import SECOND, FitRewardConfig, fit_reward
-from ops.lineage import trained_with
-from ops.promote import RELEASE
+from ops.lineage import RELEASE, trained_with
 
 
 @stage(

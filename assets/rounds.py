@@ -9,8 +9,7 @@ from assets.common import Work
 from infra.stores.base import ArtifactRef, ArtifactStore
 from models.errors import ConfigError
 from models.records import Condition, read_rows
-from ops.lineage import parent, released_policy, trained_with
-from ops.promote import RELEASE
+from ops.lineage import RELEASE, parent, released_policy, trained_with
 
 
 def starting_release(work: Work) -> ArtifactRef | None:

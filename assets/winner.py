@@ -5,7 +5,7 @@ from __future__ import annotations
 from assets.common import Work
 from models.errors import GateRefused
 from ops.folders import read_metrics
-from ops.gate import POLICY_PREFIX
+from ops.lineage import POLICY_PREFIX
 
 
 def winner(work: Work) -> str:

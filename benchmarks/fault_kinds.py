@@ -38,7 +38,8 @@ from infra.signing import Keys
 from infra.stores.base import Version
 from infra.stores.dvc import DvcStore
 from models.errors import AuditBroken, DigestMismatch, DiskFull, GateRefused, OneRewardError
-from ops.promote import RELEASE, STAGES
+from ops.lineage import RELEASE
+from ops.promote import STAGES
 from ops.verify import released
 
 ROOT = Path(__file__).parents[1]

@@ -32,7 +32,8 @@ from models.errors import OneRewardError
 from ops.announce import POINTER, write_pointer
 from ops.approval import Terms
 from ops.gate import REQUIRED_GATES, SIGNATURE, Gate, GateConfig, record_evidence
-from ops.promote import ONE_VERSION, RELEASE, STAGES, promote, rollback
+from ops.lineage import RELEASE
+from ops.promote import ONE_VERSION, STAGES, promote, rollback
 from ops.verify import verify_lines
 
 POLICY = "policy-ema"

@@ -30,7 +30,8 @@ from infra.signing import Keys
 from infra.stores.base import ArtifactStore, StageMove
 from models.errors import OneRewardError
 from ops.audit import UNDELIVERED, append, entry_digest
-from ops.promote import RELEASE, STAGES
+from ops.lineage import RELEASE
+from ops.promote import STAGES
 
 POINTER = "production.json"
 SECRET_VARIABLE = "ONEREWARD_WEBHOOK_SECRET"

@@ -58,7 +58,8 @@ class FitRewardConfig(OpConfig):
         0.0,
         ge=0,
         lt=1,
-        description="Share of the training source images whose pairs go to a second judge alone, which watches the policy (ours).",
+        description="Share of the training source images whose pairs go to a second judge alone, which watches the policy; "
+        "without one only edits of a known target can show that it is not hacked (ours).",
     )
     paste_source: bool = pydantic.Field(True, description="Show candidates pasted into the source image outside the mask (ours).")
     start: str = pydantic.Field(

@@ -20,8 +20,9 @@ from models.records import SPLITS, Condition, read_rows
 from ops.curate import leaked_sources
 from ops.export_onnx import FILE, open_session
 from ops.folders import read_metrics
-from ops.gate import POLICY_PREFIX, Gate, GateConfig
+from ops.gate import Gate, GateConfig
 from ops.gate_estimates import with_estimates
+from ops.lineage import POLICY_PREFIX
 from ops.policy_health import stored_change
 from ops.probe import CHECKPOINTS, hacked, read_checkpoints
 from ops.statistics import holm, sample_size
@@ -104,7 +105,7 @@ def _no_hacking(folder: Path, metrics: Metrics, config: GateConfig) -> Gate:
     try:
         found = hacked(read_checkpoints(folder / CHECKPOINTS), level=config.family_error, delivered=metrics.get("best_step"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return _at_most("hacking", None, 0, f"{told}; the records cannot be read: {error!r}")
+        return _at_most("hacking", None, 0, f"{told}; not to be told from the records: {error!r}")
     shown = "; ".join(each.told for each in found[:_SHOWN])
     return _at_most("hacking", float(len({each.place for each in found})), 0, f"{told}{': ' if found else ''}{shown}")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from infra.stores.base import ArtifactRef, ArtifactStore
 from models.errors import UnknownVersion
-from ops.gate import POLICY_PREFIX
+
+RELEASE = "release"
+POLICY_PREFIX = "policy-"  # the policy of each mode is an artifact of its own
 
 
 def parent(store: ArtifactStore, ref: ArtifactRef, name: str) -> ArtifactRef | None:

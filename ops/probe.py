@@ -28,7 +28,7 @@ from ops.statistics import Estimate, clustered_mean, holm, nested_mean, p_below
 
 CHECKPOINTS = "checkpoints.jsonl"
 RESAMPLES = 10_000  # ours: draws of the bootstrap at least
-RESAMPLES_EACH = 40  # ours: and so many per comparison, twice as many as tell Holm's smallest level at 5%
+RESAMPLES_EACH = 40  # ours: and so many per comparison, which tells Holm's smallest level down to 2.5%
 STARTS = 7  # ours: earlier checkpoints compared, evenly spaced; with each more the correction asks for surer findings
 JUDGE, SECOND, TRUTH = "judge", "second", "measure_win"
 
@@ -62,11 +62,13 @@ def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None =
     """Where the judge rose and the independent metric fell beyond its interval, the surest first.
 
     Args:
-        level: chance that any of the findings is an accident (Holm). Under .025 the draws may be too few to find anything.
+        level: chance that any of the findings is an accident (Holm), at least .025, the smallest that the draws tell.
         delivered: the step whose weights became the version, the last one if None; what was trained after it is not asked.
 
-    Raises ValueError where that step was not measured, or where no independent metric was.
+    Raises ValueError for a smaller level, where that step was not measured, or where no independent metric was.
     """
+    if level * RESAMPLES_EACH < 1:
+        raise ValueError(f"a level of {level} is smaller than {1 / RESAMPLES_EACH}, which the draws tell")
     steps = sorted({row["step"] for row in rows})
     if not steps:
         raise ValueError("no checkpoint was measured")

@@ -24,13 +24,12 @@ from models.errors import ConfigError, GateRefused, StoreError, UnknownVersion
 from ops.approval import Approval, Terms, approval_for, check_terms
 from ops.audit import append
 from ops.folders import read_metrics
-from ops.gate import NEWER_GATES, POLICY_PREFIX, REQUIRED_GATES, Evidence, GateConfig, evidence_for, verified
-from ops.lineage import parent, released_policy
+from ops.gate import NEWER_GATES, REQUIRED_GATES, Evidence, GateConfig, evidence_for, verified
+from ops.lineage import POLICY_PREFIX, RELEASE, parent, released_policy
 
 STAGES = ("candidate", "staging", "production")
 # Allowed moves: from the stage where a release stands now, to the next. None: from nowhere. The way back is `rollback`.
 MOVES: tuple[tuple[str | None, str], ...] = ((None, "candidate"), ("candidate", "staging"), ("staging", "production"))
-RELEASE = "release"
 RIVAL_GATE = "evaluation/not_below_production"  # what a release that never met the production that stands has not passed
 # What is made with both policies in hand although only one goes on; the other one's health is then no matter.
 AFTER_POLICY = ("evaluation", "onnx", "engine", RELEASE)
@@ -122,17 +121,21 @@ def _check_move(moves: Sequence[StageMove], ref: ArtifactRef, stage: str) -> Non
 
 
 def _check_rival(store: ArtifactStore, ref: ArtifactRef, standing: StageMove) -> None:
-    """Raises GateRefused unless the policy that stands in production is among those that the release's evaluation compared.
+    """Raises GateRefused unless the release has met the policy that stands in production.
 
     Evidence of "not below production" is about the production of its time: of two releases that were measured against the same one,
-    the second would otherwise replace the first without ever having met it.
+    the second would otherwise replace the first without ever having met it. Its own policy, or that of a rival of its evaluation, it
+    has met. So it has the other mode of its evaluation, which was measured against the same base from the same noise, where that
+    evaluation is newer than the one that chose what stands.
     """
-    evaluation = parent(store, ref, "evaluation")
+    evaluation, standing_ref = parent(store, ref, "evaluation"), store.version(standing.digest).ref
     made_from = store.version(evaluation.digest).parents if evaluation else ()
     rivals = [each for each in made_from if each.name == RELEASE]
-    compared: set[str | None] = {each.digest for each in made_from if each.name.startswith(POLICY_PREFIX)}
-    compared |= {released_policy(store, each) for each in (ref, *rivals)}
-    if released_policy(store, store.version(standing.digest).ref) in compared - {None}:
+    met_policies = {released_policy(store, each) for each in (ref, *rivals)}
+    before = parent(store, standing_ref, "evaluation")
+    if evaluation and before and store.version(before.digest).created < store.version(evaluation.digest).created:
+        met_policies |= {each.digest for each in made_from if each.name.startswith(POLICY_PREFIX)}
+    if released_policy(store, standing_ref) in met_policies - {None}:
         return
     met = " and ".join(sorted(each.digest[:12] for each in rivals)) or "none"
     raise GateRefused(
@@ -212,7 +215,7 @@ def _passed(store: ArtifactStore, keys: Keys, ref: ArtifactRef, thresholds: Gate
     first = REQUIRED_GATES[ref.name][0]
     if evidence is None:
         raise GateRefused(f"There is no evidence for {subject}: gate {first} was never measured for this digest.", remedy)
-    # Without thresholds it is an earlier release's, which was promoted before the newer gates were asked for.
+    # Without thresholds it is an earlier release's, or is verified as it stands: the newer gates may not have been there in its time.
     if missing := [name for name in evidence.missing if thresholds or name not in NEWER_GATES]:
         raise GateRefused(f"The evidence for {subject} lacks the gate {missing[0]}.", remedy)
     for gate in evidence.gates:

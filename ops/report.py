@@ -21,7 +21,7 @@ from infra.disk import writing
 from infra.stores.base import Version
 from models.taxonomy import Taxonomy
 from ops.folders import read_metrics
-from ops.gate import POLICY_PREFIX
+from ops.lineage import POLICY_PREFIX
 from ops.probe import CHECKPOINTS
 from ops.report_page import render_page
 

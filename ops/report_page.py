@@ -14,7 +14,7 @@ from PIL import Image
 
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
-from ops.gate import POLICY_PREFIX
+from ops.lineage import POLICY_PREFIX
 from ops.pictures import curves, overlay, svg
 from ops.probe import CHECKPOINTS, gold_against_proxy, read_checkpoints
 from ops.win_rates import BASE, COUNTED, Item, duels, read_items, win_rate_plot

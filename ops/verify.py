@@ -19,7 +19,8 @@ from ops.announce import POINTER, pointer_of
 from ops.approval import approval_for
 from ops.audit import verify_chain
 from ops.gate import EVIDENCE_PREFIX, REQUIRED_GATES, evidence_for, verified
-from ops.promote import RELEASE, STAGES
+from ops.lineage import RELEASE
+from ops.promote import STAGES
 
 
 def released(store: ArtifactStore, keys: Keys, source: str) -> Path:

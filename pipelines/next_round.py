@@ -15,8 +15,7 @@ from assets.reward_model import reward_model
 from assets.settings import Settings
 from infra.stores.base import ArtifactStore
 from models.errors import UnknownVersion
-from ops.lineage import trained_with
-from ops.promote import RELEASE
+from ops.lineage import RELEASE, trained_with
 
 STARTS = {candidates.name: "policy", reward_model.name: "start", policy.name: "start"}  # stage -> the field that names a release
 

@@ -11,7 +11,7 @@ from infra.stores.base import StageMove
 from infra.workspace import Workspace
 from ops import approval
 from ops.audit import ROTATED, append, verify_chain
-from ops.promote import RELEASE
+from ops.lineage import RELEASE
 
 Warn = Callable[[str], None]
 

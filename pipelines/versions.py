@@ -16,8 +16,9 @@ from infra.workspace import Workspace
 from models.errors import ConfigError, UnknownVersion
 from ops.approval import approval_for
 from ops.audit import APPROVED, entry_digest, verify_chain
-from ops.gate import POLICY_PREFIX, REQUIRED_GATES, SIGNATURE, Gate, evidence_for, verified
-from ops.promote import RELEASE, STAGES
+from ops.gate import REQUIRED_GATES, SIGNATURE, Gate, evidence_for, verified
+from ops.lineage import POLICY_PREFIX, RELEASE
+from ops.promote import STAGES
 from ops.verify import released
 
 

@@ -125,7 +125,12 @@ def row(text: str, start: str) -> list[str]:
 
 
 def test_a_target_that_one_seed_misses_is_printed_as_missed(tmp_path: Path) -> None:
-    text = page(tmp_path, [record(0, 0.85), record(1, 0.82), record(2, 0.74)])
+    first = record(0, 0.85)
+    worst = first["next_round"]["against_production"]["ema"]["cells"][3]
+    worst.update(win_rate=0.2, lo=0.12, hi=0.28)
+    text = page(tmp_path, [first, record(1, 0.82), record(2, 0.74)])
+    second = text[text.index("## Second round") :]
+    assert row(second, "0")[-2:] == [f"{worst['task']}/{worst['dimension']} .20 (.12 to .28)", "released"]
     assert row(text, "static: mean win rate") == [
         "static: mean win rate over tasks",
         "at least 0.75",

@@ -159,6 +159,7 @@ UNSOUND = [
     ("evaluation", lambda m: m.update(split="validation"), "sealed_split", 1),
     ("evaluation", lambda m: m.pop("split"), "sealed_split", None),
     ("evaluation", lambda m: m.update(chosen_on="test"), "sealed_split", 1),
+    ("evaluation", lambda m: m["judge"].pop("split"), "sealed_split", 1),
     ("evaluation", lambda m: m["judge"].update(split="validation"), "sealed_split", 1),
     ("evaluation", lambda m: m.pop("evidence"), "ground_truth", None),
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].update(judge_win_rate=0.9, p_worse=0.001), "hacked_cells", 1),

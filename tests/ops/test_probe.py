@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from models.taxonomy import Taxonomy
 from ops.folders import write_metrics
@@ -104,6 +105,13 @@ def test_one_cell_s_fall_is_found_among_hundreds_of_comparisons() -> None:
     looks = rows({step: (0.5 + step / 1000, 1.0) for step in range(10, 100, 10)}, cells=80)
     fallen = [{**row, "measure_win": 0.0} if (row["step"], row["dimension"]) == (90, "d0") else row for row in looks]
     assert "fill/d0" in {finding.place for finding in hacked(fallen)}
+
+
+def test_a_level_that_the_draws_do_not_tell_is_refused() -> None:
+    looks = rows({step: (0.5 + step / 1000, float(step < 20)) for step in (10, 20)}, cells=17)
+    assert hacked(looks, level=0.025)
+    with pytest.raises(ValueError, match="smaller than 0.025"):
+        hacked(looks, level=0.02)
 
 
 def test_where_nothing_independent_looked_the_gate_fails(tmp_path: Path) -> None:

@@ -206,16 +206,18 @@ def test_an_earlier_release_answers_for_the_gates_of_its_time(store: DvcStore, r
     refused(store, refs["release"], "lacks the gate sealed_split")  # on its own it has to have it
 
 
-def test_a_release_of_the_other_mode_of_one_evaluation_has_met_what_stands(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
-    """Measured again, the evaluation may name the other policy: both were compared in it."""
+def test_what_a_newer_evaluation_names_has_met_the_other_mode(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
+    """Measured again, the evaluation may name the other policy. What an older one named has not met the newer's choice."""
     other = {name: refs[name] for name in PARENTS if name not in ("evaluation", "onnx", "engine")}
     prove(store, other["policy-static"])
     parents = [refs[parent] for parent in PARENTS["evaluation"]]
     other["evaluation"] = put(store, tmp_path / "work", "evaluation", parents, mode="static", note="again")
     prove(store, other["evaluation"])
     static = release_of(store, tmp_path / "work", chain_of(store, tmp_path / "work", given=other, note="2"), note="2", mode="static")
-    promote(store, static, "production")
-    assert promote(store, refs["release"], "production").digest == refs["release"].digest
+    promote(store, refs["release"], "production")
+    assert promote(store, static, "production").digest == static.digest
+    with pytest.raises(GateRefused, match="measured against another production"):
+        promote(store, refs["next"], "production")
 
 
 def test_a_release_must_have_met_the_production_that_stands(store: DvcStore, refs: Refs, tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_a_release_must_have_met_the_production_that_stands(store: DvcStore, ref
     for name in ("policy-static", "policy-ema"):
         third[name] = put(store, tmp_path / "work", name, [refs[parent] for parent in PARENTS[name]], note="3")
         prove(store, third[name])
-    measured = [*(third[parent] for parent in PARENTS["evaluation"]), refs["next"]]
+    measured = [*(third[parent] for parent in PARENTS["evaluation"]), refs["release"]]  # another release of the policy that stands
     third["evaluation"] = put(store, tmp_path / "work", "evaluation", measured, note="3")
     prove(store, third["evaluation"])
     met = release_of(store, tmp_path / "work", chain_of(store, tmp_path / "work", given=third, note="3"), note="3")
