@@ -87,8 +87,8 @@ def _difference(found: Found, arm: str) -> str:
     return f"{three(fmean(steps))} ({three(min(steps))} to {three(max(steps))})"
 
 
-def _explained(kind: str) -> str:
-    return "\n".join(f"- `{name}`: {arm.says}" for name, arm in ARMS.items() if name.startswith(kind))
+def _explained(arms: Sequence[str]) -> str:
+    return "\n".join(f"- `{name}`: {ARMS[name].says}" for name in arms)
 
 
 def _of(found: Found, kind: str) -> list[str]:
@@ -122,7 +122,7 @@ def _judges(found: Found, seeds: Sequence[int], picture: str) -> str:
         [
             "## The judge",
             JUDGES,
-            _explained("judge"),
+            _explained(arms),
             table(header, rows),
             f"![Accuracy of each judge]({picture})",
             "Per cell, mean over seeds:",
@@ -160,7 +160,7 @@ def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
         [
             "## The policy",
             POLICIES,
-            _explained("policy"),
+            _explained(arms),
             table(header, rows),
             f"![Win rate of each policy]({picture})",
             "Per task, mean over seeds:",
