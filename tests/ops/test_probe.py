@@ -110,7 +110,7 @@ def test_one_cell_s_fall_is_found_among_hundreds_of_comparisons() -> None:
 def test_a_level_that_the_draws_do_not_tell_is_refused() -> None:
     looks = rows({step: (0.5 + step / 1000, float(step < 20)) for step in (10, 20)}, cells=17)
     assert hacked(looks, level=0.025)
-    with pytest.raises(ValueError, match="smaller than 0.025"):
+    with pytest.raises(ValueError, match=r"smaller than 0\.025"):
         hacked(looks, level=0.02)
 
 
