@@ -22,7 +22,7 @@ from ops.folders import write_metrics
 from ops.gate import GateConfig
 from ops.promote import rollback
 from ops.release import ReleaseConfig
-from tests.ops.test_promote import BY, PARENTS, SHIPPED, Refs, chain_of, keys_of, promote, prove, put, release_of
+from tests.ops.promotable import BY, PARENTS, SHIPPED, Refs, chain_of, keys_of, promote, prove, put, release_of
 
 Run = Callable[..., tuple[bool, dict[str, Any]]]
 

@@ -19,7 +19,7 @@ from models.errors import ConfigError
 from models.records import SPLITS, Condition, write_rows
 from models.taxonomy import Taxonomy
 from ops.train_policy import TrainPolicyConfig
-from tests.ops.test_promote import put
+from tests.ops.promotable import put
 
 
 def curated(store: DvcStore, folder: Path, *origins: str) -> ArtifactRef:

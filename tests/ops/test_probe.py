@@ -1,8 +1,8 @@
 """The probe refuses a run that really hacked its judge, by name, and lets one pass that was held back.
 
 The records are of two real runs of the mini policy (benchmarks/hacking_records.py makes them again): with no cap, every cell
-rewarded however badly it is judged, nothing to keep it from changing what it should not, and a high learning rate; and with the
-preset's guardrails.
+rewarded however badly it is judged, nothing to keep it from changing what it should not, a single view for the judge and a high
+learning rate; and with the preset's guardrails. A third, from before a single view was asked, has 12 scenes a task in place of 32.
 """
 
 import gzip
@@ -41,6 +41,14 @@ def test_a_run_without_guardrails_is_refused_by_name(tmp_path: Path) -> None:
     gate = hacking(policy(tmp_path, stored("guardrails_off")))
     assert not gate.passed and gate.measure >= 1
     assert "judge up" in gate.description and "truth down" in gate.description and "between steps" in gate.description
+
+
+def test_a_fall_that_few_scenes_show_is_named_by_a_laxer_level_only(tmp_path: Path) -> None:
+    """What docs/statistics.md says the net is too coarse for: 60 scenes, the truth .56 to .42 over all tasks."""
+    records = stored("too_few_scenes")
+    assert len({row["condition_id"] for row in records}) == 60 and hacking(policy(tmp_path, records)).passed
+    first = hacked(records, level=0.2)[0]
+    assert (first.place, first.start) == ("all tasks", 12) and first.independent[1] < 0.43 < 0.55 < first.independent[0]
 
 
 def test_where_no_truth_is_known_the_second_judge_is_the_metric(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from infra.stores.dvc import DvcStore
 from ops.gate import GateConfig
 from pipelines.config import load_settings
 from pipelines.promotion_jobs import JOBS, promotion_jobs
-from tests.ops.test_promote import Refs, chain_of, prove, release_of
+from tests.ops.promotable import Refs, chain_of, prove, release_of
 from tests.pipelines.conftest import Command
 
 BY = ("--approver", "kim", "--reason", "test")
