@@ -35,8 +35,8 @@ clean:
 .venv/.ready-$(EXTRAS): pyproject.toml
 	@echo "Setting up .venv with [$(EXTRAS)]: some minutes, 2 GB. torch first, then the rest."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet "torch==2.13.0"
+	$(BIN)/pip install --quiet --no-compile "torch==2.13.0"
 	@echo "torch is installed, now the other packages."
-	$(BIN)/pip install --quiet -e ".[$(EXTRAS)]" "torch==2.13.*"
+	$(BIN)/pip install --quiet --no-compile -e ".[$(EXTRAS)]" "torch==2.13.*"
 	rm -f .venv/.ready-*
 	touch .venv/.ready-$(EXTRAS)
