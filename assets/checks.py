@@ -51,8 +51,9 @@ def _gate_check(stage: Stage, settings: Settings, config: GateConfig) -> dg.Asse
         if not refs:
             raise UnknownVersion(f"{stage.name} was never materialised.", f"Materialise {stage.name} first.")
         start = time.monotonic()
+        store = workspace.store
         gates = {
-            name: measure(name, workspace.store.get(ref), config, _start(workspace.store, ref, settings) if stage.modes else None)
+            name: measure(name, store.get(ref), config, _start(store, ref, settings) if stage.modes else None, _curated(store, ref))
             for name, ref in refs.items()
         }
         seconds = time.monotonic() - start
@@ -80,6 +81,12 @@ def _start(store: ArtifactStore, policy: ArtifactRef, settings: Settings) -> Pat
     """The pipeline that a policy must have moved away from: that of the release it started from, else the base's."""
     release = parent(store, policy, RELEASE)
     return store.get(release) / "model" if release else weights(settings.flux, ROOT)
+
+
+def _curated(store: ArtifactStore, of: ArtifactRef) -> Path | None:
+    """The curated data that a version was made from, if any."""
+    curated = parent(store, of, "curated_dataset")
+    return store.get(curated) if curated else None
 
 
 def line(artifact: str, each: Gate) -> str:

@@ -17,12 +17,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.rows import locked, rows
-from benchmarks.targets import MODES, Run, hindsight, sealed, targets
+from benchmarks.targets import MODES, Run, sealed, targets
 from infra.disk import replacing
 from models.taxonomy import Taxonomy
 from ops.label import LabelConfig
 from ops.pictures import SERIES, against_steps, plot, rates
 from ops.probe import JUDGE, SECOND, TRUTH
+from ops.report_page import hindsight, unrewarded
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
@@ -231,7 +232,7 @@ def _switched_off(runs: list[Run], taxonomy: Taxonomy) -> str:
     lines = []
     for run in runs:
         rewarded = next(iter((run["training"] or {}).values()), {}).get("rewarded")
-        off = None if rewarded is None else [f"{task}/{name}" for task, name in taxonomy.cells if name not in rewarded.get(task, ())]
+        off = None if rewarded is None else [f"{task}/{name}" for task, name in unrewarded(rewarded, taxonomy)]
         lines.append([str(run["seed"]), NONE if off is None else ", ".join(off) or "none"])
     return table(["seed", "switched off"], lines)
 
@@ -240,7 +241,7 @@ def _checkpoints(runs: list[Run]) -> str:
     lines = []
     for mode in MODES:
         for run in runs:
-            if found := hindsight(run, mode):
+            if found := hindsight((run["training"] or {}).get(mode)):
                 chosen, best = found["chosen"], found["best"]
                 says = [rate(chosen["second"]), rate(chosen["judge"])]
                 lines.append(

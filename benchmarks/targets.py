@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from models.taxonomy import Taxonomy
 from ops.gate import GateConfig
+from ops.report_page import hindsight
 
 MODES = ("static", "ema")
 NEAR = 0.05  # how far the chosen checkpoint may lie below the best in hindsight
@@ -39,17 +40,6 @@ def sealed(run: Run) -> dict[str, Any] | None:
     return judge if judge and judge["split"] == "test" and judge["n"] else None
 
 
-def hindsight(run: Run, mode: str) -> dict[str, Any] | None:
-    """The delivered checkpoint and the best one by the truth, which the choice did not read; None where the truth is not known."""
-    trained = (run["training"] or {}).get(mode)
-    looks = [look for look in trained["looks"] if look["measure_win"] is not None] if trained else []
-    if not trained or not looks:
-        return None
-    chosen = next(look for look in looks if look["step"] == trained["best_step"])
-    best = max(looks, key=lambda look: look["measure_win"])
-    return {"chosen": chosen, "best": best, "gap": best["measure_win"] - chosen["measure_win"]}
-
-
 def _of_judge(read: Callable[[dict[str, Any]], float | None]) -> Callable[[Run], float | None]:
     return lambda run: read(judge) if (judge := sealed(run)) else None
 
@@ -74,7 +64,7 @@ def _above_base(judge: dict[str, Any]) -> float | None:
 
 
 def _gap(mode: str) -> Callable[[Run], float | None]:
-    return lambda run: found["gap"] if (found := hindsight(run, mode)) else None
+    return lambda run: found["gap"] if (found := hindsight((run["training"] or {}).get(mode))) else None
 
 
 def _of_second_round(run: Run) -> float | None:

@@ -40,7 +40,12 @@ class GateConfig(OpConfig):
     max_first_share_deviation: float = pydantic.Field(
         0.15, ge=0, le=0.5, description="How far the share of pairs won by the candidate shown first may be from one half (ours)."
     )
-    min_judge_accuracy: float = pydantic.Field(0.60, ge=0, le=1, description="Mean accuracy of the judge on held-out pairs (ours).")
+    min_judge_accuracy: float = pydantic.Field(
+        0.60,
+        ge=0,
+        le=1,
+        description="Mean accuracy of the judge: on validation pairs once fitted, on sealed ones in the evaluation (ours).",
+    )
     min_order_consistency: float = pydantic.Field(
         0.70, ge=0, le=1, description="Share of pairs for which the judge names the same winner in both orders, mean over cells (ours)."
     )
@@ -72,7 +77,7 @@ class GateConfig(OpConfig):
         description="Lower bound of the mean win rate by the family of measures that does not count wins: no step back by it (ours).",
     )
     min_production_lo: float = pydantic.Field(
-        0.40, ge=0, le=1, description="Lower bound of the mean win rate against production, where there is one: no step back (ours)."
+        0.45, ge=0, le=1, description="Lower bound of the mean win rate against production, where there is one: no step back (ours)."
     )
     min_cell_lo: float | None = pydantic.Field(
         0.45,

@@ -9,41 +9,41 @@ fails closed: a figure that is absent, not a number or infinite does not pass.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models.errors import ConfigError, ExportError, UnknownVersion
+from models.errors import ConfigError, ExportError, OneRewardError, UnknownVersion
 from models.records import SPLITS, Condition, read_rows
 from ops.curate import leaked_sources
 from ops.export_onnx import FILE, open_session
 from ops.folders import read_metrics
 from ops.gate import Gate, GateConfig
-from ops.gate_estimates import with_estimates
+from ops.gate_estimates import largest_sample, sample, with_estimates
+from ops.gate_figures import Metrics, broken, cell_name, either, lowest, minus, number, rows, section
 from ops.lineage import POLICY_PREFIX
 from ops.policy_health import stored_change
 from ops.probe import CHECKPOINTS, hacked, read_checkpoints
-from ops.statistics import holm, sample_size
+from ops.statistics import holm
 
-Metrics = dict[str, Any]
-
+EDITS, PAIRS = "items.jsonl", "judge-pairs.jsonl"  # records of an evaluation: a line per edit, a line per pair
 SEALED = "test"  # the split that nothing but the evaluation opens
 _SHOWN = 3  # ours: findings that a gate names
-POWER = 0.8  # ours: the power that printed sample sizes give
 HARM_MARGIN = 0.10  # ours: the loss in a cell's win rate for whose discovery the sample size is printed
 _NON_INFERIORITY = 0.45  # ours: the bound whose sample size is printed where none is in force
 
 
 def check_curated(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate]:
     """No source image in two splits, counted from the rows and the pixels themselves; enough conditions in each split."""
-    rows = read_rows(folder / "conditions.jsonl", Condition)
+    conditions = read_rows(folder / "conditions.jsonl", Condition)
     splits: dict[str, set[str]] = {}
-    for row in rows:
+    for row in conditions:
         splits.setdefault(row.source_id, set()).add(row.split)
     leaked = sorted({source for source, found in splits.items() if len(found) > 1} | set(leaked_sources(folder)))
-    counts = Counter(row.split for row in rows)
+    counts = Counter(row.split for row in conditions)
     smallest = min(SPLITS, key=lambda split: counts[split])
     shown = f": {', '.join(leaked[:3])}" if leaked else ""
     return [
@@ -57,17 +57,17 @@ def check_pairs(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate
 
     A cell of which the data holds no condition is not asked for.
     """
-    cells = [cell for cell in _rows(metrics, "cells") if _number(cell, "conditions") != 0]
-    shares = {f"{cell.get('task')}, {cell.get('dimension')}": _number(cell, "dropped_share") for cell in cells}
-    worst = max(shares, key=lambda cell: _or(shares[cell], math.inf), default="no cell")
+    cells = [cell for cell in rows(metrics, "cells") if number(cell, "conditions") != 0]
+    shares = {f"{cell.get('task')}, {cell.get('dimension')}": number(cell, "dropped_share") for cell in cells}
+    worst = max(shares, key=lambda cell: either(shares[cell], math.inf), default="no cell")
     unlabelled = worst in shares and shares[worst] is None
     remedy = "; nobody has labelled its conditions: import labels for them, or leave the task out of the data" if unlabelled else ""
-    weights = [sum(_or(_number(cell, f"n_{split}"), 0.0) for split in SPLITS) for cell in cells]
-    firsts = [_number(cell, "first_wins_share") for cell in cells]
+    weights = [sum(either(number(cell, f"n_{split}"), 0.0) for split in SPLITS) for cell in cells]
+    firsts = [number(cell, "first_wins_share") for cell in cells]
     held = [(weight, first) for weight, first in zip(weights, firsts, strict=True) if weight]
     deviation = None
     if held and all(first is not None for _, first in held):
-        deviation = abs(sum(weight * _or(first, math.nan) for weight, first in held) / sum(weight for weight, _ in held) - 0.5)
+        deviation = abs(sum(weight * either(first, math.nan) for weight, first in held) / sum(weight for weight, _ in held) - 0.5)
     return [
         _at_most("dropped_share", shares.get(worst), config.max_dropped_share, f"share of ties in the worst cell: {worst}{remedy}"),
         _at_most("class_balance", deviation, config.max_first_share_deviation, "how far the first shown wins more or less than half"),
@@ -78,8 +78,13 @@ def check_reward_model(folder: Path, metrics: Metrics, config: GateConfig) -> li
     """The judge agrees with held-out labels, and with itself when the two images change places."""
     return [
         _finite("judge_finite", metrics),
-        _at_least("judge_accuracy", _number(metrics, "mean_accuracy"), config.min_judge_accuracy, "mean over cells, held-out pairs"),
-        _at_least("judge_order", _number(metrics, "order_consistency"), config.min_order_consistency, "both orders alike, mean over cells"),
+        _at_least(
+            "judge_accuracy",
+            number(metrics, "mean_accuracy"),
+            config.min_judge_accuracy,
+            "mean over cells, validation pairs, which chose the checkpoint too",
+        ),
+        _at_least("judge_order", number(metrics, "order_consistency"), config.min_order_consistency, "both orders alike, mean over cells"),
     ]
 
 
@@ -90,10 +95,10 @@ def check_policy(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gat
     """
     finite = _finite("policy_finite", metrics)
     if metrics.get("finite") is not True:
-        finite = dataclasses.replace(finite, measure=_or(finite.measure, 0.0) + 1, passed=False)
+        finite = dataclasses.replace(finite, measure=either(finite.measure, 0.0) + 1, passed=False)
     return [
         finite,
-        _above("policy_moved", _number(metrics, "relative_change"), config.min_policy_change, "relative change of the weights"),
+        _above("policy_moved", number(metrics, "relative_change"), config.min_policy_change, "relative change of the weights"),
         _preserved("policy_preserved", metrics, config),
         _no_hacking(folder, metrics, config),
     ]
@@ -116,69 +121,87 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
     A task of which no condition was tested is not asked for; the metrics name it under `not_evaluated`.
     """
     mode = metrics.get("best_mode")
-    policies = metrics.get("policy")
-    policy = policies.get(mode, {}) if isinstance(policies, dict) and isinstance(mode, str) else {}
-    tested = [row for row in _rows(policy, "tasks") if (_number(row, "n"), _number(row, "n_without_truth")) != (0, 0)]
-    cells = _rows(policy, "cells")
-    known = [row for row in tested if _number(row, "n")]
-    worst = _lowest(known)
-    sealed = metrics.get("judge")
-    judge: Metrics = sealed if isinstance(sealed, dict) else {}
+    policy, rival = (section(section(metrics, name), mode) for name in ("policy", "against_production"))
+    tested = [row for row in rows(policy, "tasks") if (number(row, "n"), number(row, "n_without_truth")) != (0, 0)]
+    cells = rows(policy, "cells")
+    known = [row for row in tested if number(row, "n")]
+    worst = lowest(known)
+    judge = section(metrics, "judge")
     of_mode = f"of the better mode, {mode}"
-    size = _size(policy, "mean_se", config.min_win_rate - config.min_win_rate_lo)
+    size = sample(policy, "mean_se", config.min_win_rate - config.min_win_rate_lo)
     return [
         _known_truth(tested, metrics.get("evidence"), config),
         _sealed(metrics),
-        _at_least("win_rate", _number(policy, "mean_win_rate"), config.min_win_rate, f"mean win rate over the base {of_mode}"),
-        _above("win_rate_lo", _number(policy, "mean_lo"), config.min_win_rate_lo, f"lower bound of the mean win rate {of_mode}{size}"),
+        _at_least("win_rate", number(policy, "mean_win_rate"), config.min_win_rate, f"mean win rate over the base {of_mode}"),
+        _above("win_rate_lo", number(policy, "mean_lo"), config.min_win_rate_lo, f"lower bound of the mean win rate {of_mode}{size}"),
         _at_least(
             "task_lo",
-            _number(worst, "lo"),
+            number(worst, "lo"),
             config.min_task_lo,
-            f"lower bound on the worst task {of_mode}: {worst.get('task', 'no task')}{_largest(known, 0.5 - config.min_task_lo)}",
+            f"lower bound on the worst task {of_mode}: {worst.get('task', 'no task')}"
+            f"{largest_sample(known, 0.5 - config.min_task_lo, all_pass=True)}",
         ),
         _no_cell_worse("cell_lo", cells, config, f"against the base {of_mode}"),
         _preserved("evaluation_preserved", policy, config),
         _at_most(
             "evaluation_looks_kept",
-            _minus(_number(policy, "base_outside_similarity"), _number(policy, "outside_similarity")),
+            minus(number(policy, "base_outside_similarity"), number(policy, "outside_similarity")),
             config.max_similarity_drop,
             "below the base's likeness to the source outside the mask, raw output",
         ),
-        _no_cell_hacked(cells, config),
+        _no_cell_hacked(cells, rows(rival, "cells"), config),
         _at_least(
             "sealed_judge_accuracy",
-            _number(judge, "mean_accuracy"),
+            number(judge, "mean_accuracy"),
             config.min_judge_accuracy,
             f"mean over cells, {judge.get('n', 0)} sealed test pairs",
         ),
         _at_least(
             "confirming_lo",
-            _number(policy, "confirming_mean_lo"),
+            number(policy, "confirming_mean_lo"),
             config.min_confirming_lo,
             f"lower bound of the mean win rate by the measures that have to confirm it {of_mode}"
-            f"{_size(policy, 'confirming_mean_se', 0.5 - config.min_confirming_lo)}",
+            f"{sample(policy, 'confirming_mean_se', 0.5 - config.min_confirming_lo)}",
         ),
-        *_not_below_production(metrics, mode, config),
+        *_not_below_production(metrics, rival, config),
     ]
 
 
 def _sealed(metrics: Metrics) -> Gate:
-    """Was everything measured on the test split, and where there was a choice, was it made on another?"""
-    judge, policies = metrics.get("judge"), metrics.get("policy")
+    """Was everything measured on the test split, and where there was a choice, was it made on another?
+
+    Counts the settings that name another split, and the records whose condition lies in another one (`check` has counted these).
+    """
+    judge, elsewhere = metrics.get("judge"), number(metrics, "elsewhere")
     splits = {"measured": metrics.get("split")}
     if isinstance(judge, dict):
         splits["judge asked"] = judge.get("split")
     wrong = [f"{what} on {split}" for what, split in splits.items() if split != SEALED]
-    if isinstance(policies, dict) and len(policies) > 1 and metrics.get("chosen_on") not in set(SPLITS) - {SEALED}:
+    if len(section(metrics, "policy")) > 1 and metrics.get("chosen_on") not in set(SPLITS) - {SEALED}:
         wrong.append(f"reference mode chosen on {metrics.get('chosen_on')}")
+    count = None if elsewhere is None or not splits["measured"] else len(wrong) + elsewhere
+    if elsewhere:
+        wrong.append(f"{elsewhere:.0f} records of conditions that the curated data has in another split")
     told = f"not on the sealed split as they should be{': ' if wrong else ''}{', '.join(wrong)}"
-    return _at_most("sealed_split", float(len(wrong)) if splits["measured"] else None, 0, told)
+    return _at_most("sealed_split", count, 0, told)
+
+
+def _elsewhere(folder: Path, metrics: Metrics, curated: Path | None) -> float | None:
+    """Records of an evaluation whose condition the curated data has in another split, or not at all; None where that cannot be told."""
+    if curated is None:
+        return None
+    records = (EDITS, PAIRS) if "judge" in metrics else (EDITS,)  # no pairs, no judge's figures
+    try:
+        splits = {row.id: row.split for row in read_rows(curated / "conditions.jsonl", Condition)}
+        lines = [line for name in records for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+        return float(sum(splits.get(record["condition_id"]) != record["split"] for record in map(json.loads, lines)))
+    except (OSError, ValueError, KeyError, TypeError, OneRewardError):
+        return None
 
 
 def _known_truth(tested: list[Metrics], evidence: Any, config: GateConfig) -> Gate:
     """Were wins counted by what the preset asks for, on every tested task? `tested` are the rows of the tasks with test conditions."""
-    uncounted = [str(row.get("task")) for row in tested if not _number(row, "n")]
+    uncounted = [str(row.get("task")) for row in tested if not number(row, "n")]
     count = float(len(uncounted)) if tested else None
     if evidence == "blind" and not config.require_ground_truth:
         told = "not asked under `evidence: blind`, where measures that need no target count; tested tasks without any of them"
@@ -195,90 +218,50 @@ def _known_truth(tested: list[Metrics], evidence: Any, config: GateConfig) -> Ga
     return _at_most("ground_truth", count, 0, told)
 
 
-def _not_below_production(metrics: Metrics, mode: Any, config: GateConfig) -> list[Gate]:
+def _not_below_production(metrics: Metrics, rival: Metrics, config: GateConfig) -> list[Gate]:
     if metrics.get("policy") and "against_production" not in metrics:
         nothing = "rivals in production: there is nothing to fall below yet"
         return [_at_most(name, 0, 0, nothing) for name in ("not_below_production", "production_cell_lo")]
-    rivals = metrics.get("against_production")
-    found = rivals.get(mode) if isinstance(rivals, dict) else None
-    rival: Metrics = found if isinstance(found, dict) else {}
-    told = f"lower bound of the mean win rate against production{_size(rival, 'mean_se', 0.5 - config.min_production_lo)}"
+    told = f"lower bound of the mean win rate against production{sample(rival, 'mean_se', 0.5 - config.min_production_lo)}"
     return [
-        _at_least("not_below_production", _number(rival, "mean_lo"), config.min_production_lo, told),
-        _no_cell_worse("production_cell_lo", _rows(rival, "cells"), config, "against production"),
+        _at_least("not_below_production", number(rival, "mean_lo"), config.min_production_lo, told),
+        _no_cell_worse("production_cell_lo", rows(rival, "cells"), config, "against production"),
     ]
 
 
 def _no_cell_worse(name: str, cells: list[Metrics], config: GateConfig, told: str) -> Gate:
     """Non-inferiority. The claim is "no cell is worse": each has to show it, and no correction is due (docs/statistics.md)."""
-    worst = _lowest(cells)
-    lowest, asked = _number(worst, "lo"), config.min_cell_lo
-    # All of them have to pass: for .80 together each needs a power of .80^(1/cells).
-    size = _largest(cells, 0.5 - (asked or _NON_INFERIORITY), power=POWER ** (1 / max(1, len(cells))))
-    told = f"lower bound on the worst cell {told}: {_cell(worst)}{size}"
+    worst = lowest(cells)
+    bound, asked = number(worst, "lo"), config.min_cell_lo
+    size = largest_sample(cells, 0.5 - (asked or _NON_INFERIORITY), all_pass=True)
+    told = f"lower bound on the worst cell {told}: {cell_name(worst)}{size}"
     if asked is None:
-        return Gate(name, lowest, None, lowest is not None, f"measured, not gated: {told}")
-    return _at_least(name, lowest, asked, told)
+        return Gate(name, bound, None, bound is not None, f"measured, not gated: {told}")
+    return _at_least(name, bound, asked, told)
 
 
-def _no_cell_hacked(cells: list[Metrics], config: GateConfig) -> Gate:
-    """Cells where the judge says better and the measures prove worse. Any of them fails, so chance finds are corrected for: Holm.
+def _no_cell_hacked(cells: list[Metrics], rival_cells: list[Metrics], config: GateConfig) -> Gate:
+    """Cells where the judge says better and the measures prove worse, than the base or, in `rival_cells`, than production.
 
-    A cell whose `judge_win_rate` is null has a dimension the judge does not know, and cannot be hacked. Figures that are
-    absent or not finite count as hacked.
+    Any of them fails, so chance finds are corrected for over all of both: Holm. A cell whose `judge_win_rate` is null has a dimension the
+    judge does not know, and cannot be hacked. Figures that are absent or not finite count as hacked.
     """
-    asked = [cell for cell in cells if cell.get("judge_win_rate", math.nan) is not None]
+    named = {cell_name(cell): cell for cell in cells} | {f"{cell_name(cell)} against production": cell for cell in rival_cells}
+    asked = {name: cell for name, cell in named.items() if cell.get("judge_win_rate", math.nan) is not None}
     worse, won = {}, set()
-    for cell in asked:
-        judged, p_value = _number(cell, "judge_win_rate"), _number(cell, "p_worse")
-        broken = judged is None or p_value is None
-        worse[_cell(cell)] = 0.0 if broken else _or(p_value, 0.0)
-        if broken or _or(judged, 1.0) > 0.5:
-            won.add(_cell(cell))
+    for name, cell in asked.items():
+        judged, p_value = number(cell, "judge_win_rate"), number(cell, "p_worse")
+        failed = judged is None or p_value is None
+        worse[name] = 0.0 if failed else either(p_value, 0.0)
+        if failed or either(judged, 1.0) > 0.5:
+            won.add(name)
     hacked = [name for name in holm(worse, config.family_error) if name in won]
     alone = sorted(name for name, p in worse.items() if name in won and p < config.family_error / 2 and name not in hacked)
     told = f"cells won by the judge and lost by the measures, at most {config.family_error:.0%} wrongly so over {len(asked)} cells (Holm)"
     told += f"{': ' if hacked else ''}{', '.join(hacked)}"
     told += f"; lost if asked alone: {', '.join(alone)}" if alone else ""
-    told += _largest(asked, HARM_MARGIN, alpha=config.family_error / max(1, len(asked)))
+    told += largest_sample(list(asked.values()), HARM_MARGIN, alpha=config.family_error / max(1, len(asked)))
     return _at_most("hacked_cells", len(hacked) if cells else None, config.max_hacked_cells, told)
-
-
-def _cell(row: Metrics) -> str:
-    return f"{row.get('task')}/{row.get('dimension')}" if row else "no cell"
-
-
-def _lowest(rows: list[Metrics]) -> Metrics:
-    """The row with the lowest lower bound, one without a bound first; empty where there is no row."""
-    return min(rows, key=lambda row: _or(_number(row, "lo"), -math.inf), default={})
-
-
-# Sample sizes
-
-
-def _size(row: Metrics, se: str, margin: float, alpha: float = 0.025, power: float = POWER) -> str:
-    """What to print beside a bound: how many were counted, and how many show `margin` with that power at this spread.
-
-    Not beside a point estimate that has to reach a threshold: of a truth on the threshold half pass, however many are counted.
-    """
-    count, needed = _number(row, "n"), _needed(row, se, margin, alpha, power)
-    return f"; n {count:.0f}, needed {needed} for margin {margin:.2f} at {power:.0%} power" if count and needed else ""
-
-
-def _largest(rows: list[Metrics], margin: float, alpha: float = 0.025, power: float = POWER) -> str:
-    """`_size` of the row that lacks most."""
-    lacking = max(rows, key=lambda row: (_needed(row, "se", margin, alpha, power) or 0) / (_number(row, "n") or 1), default={})
-    told = _size(lacking, "se", margin, alpha, power)
-    where = _cell(lacking) if "dimension" in lacking else lacking.get("task")
-    return f"{told} ({where}, which lacks most)" if told else ""
-
-
-def _needed(row: Metrics, se: str, margin: float, alpha: float, power: float) -> int | None:
-    count, error = _number(row, "n"), _number(row, se)
-    if not count or error is None or margin <= 0:
-        return None
-    origins = _number(row, "origins")
-    return sample_size(error * math.sqrt(count), margin, alpha=alpha, power=power, per_source=count / origins if origins else 1.0)
 
 
 def check_onnx(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate]:
@@ -289,7 +272,7 @@ def check_onnx(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate]
         valid = 1.0
     except ExportError as refused:
         valid, told = 0.0, f"{told}: {refused.what}"
-    error = _number(metrics, "relative_error")
+    error = number(metrics, "relative_error")
     return [
         _at_least("onnx_valid", valid, 1, told),
         _at_most("onnx_error", error, config.max_onnx_error, "relative error against torch, worst of the shapes"),
@@ -325,11 +308,11 @@ CHECKS: dict[str, Callable[[Path, Metrics, GateConfig], list[Gate]]] = {
 }
 
 
-def check(name: str, folder: Path, config: GateConfig, base: Path | None = None) -> list[Gate]:
+def check(name: str, folder: Path, config: GateConfig, base: Path | None = None, curated: Path | None = None) -> list[Gate]:
     """The gates of an artifact by name. A folder without readable metrics fails those that need them.
 
     `base` is the pipeline's folder that a policy started from; its stored weights must have moved, and without it they have not.
-    Raises ConfigError for an artifact that has no gates.
+    `curated` is the data of an evaluation; without it nobody knows what was sealed. Raises ConfigError for an artifact that has no gates.
     """
     if name not in CHECKS:
         raise ConfigError(f"{name} has no gates.", f"Those with gates are {', '.join(CHECKS)}.")
@@ -340,6 +323,8 @@ def check(name: str, folder: Path, config: GateConfig, base: Path | None = None)
     if name.startswith(POLICY_PREFIX):
         change = stored_change(base, folder) if base else math.nan
         metrics = {**metrics, "relative_change": change, "finite": metrics.get("finite") is True and math.isfinite(change)}
+    if name == "evaluation":
+        metrics = {**metrics, "elsewhere": _elsewhere(folder, metrics, curated)}
     return with_estimates(CHECKS[name](folder, metrics, config), metrics)
 
 
@@ -360,42 +345,9 @@ def _at_most(name: str, measure: float | None, threshold: float, description: st
 
 
 def _finite(name: str, metrics: Metrics) -> Gate:
-    return _at_most(name, float(_broken(metrics)) if metrics else None, 0, "figures that are not finite")
+    return _at_most(name, float(broken(metrics)) if metrics else None, 0, "figures that are not finite")
 
 
 def _preserved(name: str, figures: Metrics, config: GateConfig) -> Gate:
-    drop = _minus(_number(figures, "base_preservation_psnr"), _number(figures, "preservation_psnr"))
+    drop = minus(number(figures, "base_preservation_psnr"), number(figures, "preservation_psnr"))
     return _at_most(name, drop, config.max_psnr_drop, "dB below the base outside the mask, raw output")
-
-
-# Figures
-
-
-def _number(figures: Metrics, name: str) -> float | None:
-    """A finite number, or None."""
-    value = figures.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _rows(figures: Metrics, name: str) -> list[Metrics]:
-    value = figures.get(name)
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-
-
-def _minus(value: float | None, other: float | None) -> float | None:
-    return None if value is None or other is None else value - other
-
-
-def _or(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
-
-
-def _broken(value: Any) -> int:
-    """How many numbers in a JSON value are not finite."""
-    if isinstance(value, dict):
-        return sum(map(_broken, value.values()))
-    if isinstance(value, list):
-        return sum(map(_broken, value))
-    return int(isinstance(value, float) and not math.isfinite(value))

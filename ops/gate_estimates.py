@@ -1,6 +1,7 @@
-"""How sure a gate's figure is: its interval and the number of cases behind it, where the artifact's metrics hold them.
+"""How sure a gate's figure is: its interval, the number of cases behind it, and how many its margin needs.
 
     gates = with_estimates(gates, metrics)
+    sample(policy, "mean_se", 0.05)                   # "; n 189, needed 37 for margin 0.05 at 80% power"
 
 Most gates count or compare and need none: a leak, a broken file, the error of a graph are what they are.
 """
@@ -9,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 from ops.gate import Gate
+from ops.gate_figures import Metrics, cell_name, lowest, number, rows, section
+from ops.statistics import sample_size
 
-Metrics = dict[str, Any]
+POWER = 0.8  # ours: the power that printed sample sizes give
 # Gate -> the figures it was estimated from, and what stands before `lo` and `hi` there.
 FIGURES = {
     "judge_accuracy": ("artifact", ""),
@@ -30,38 +32,47 @@ FIGURES = {
 
 def with_estimates(gates: list[Gate], metrics: Metrics) -> list[Gate]:
     """The gates with interval and n. A figure that is absent or not finite gives none."""
-    policy, rival = _of_best(metrics, "policy"), _of_best(metrics, "against_production")
+    mode = metrics.get("best_mode")
+    policy, rival = (section(section(metrics, name), mode) for name in ("policy", "against_production"))
     figures = {
         "artifact": metrics,
-        "judge": _dict(metrics.get("judge")),
+        "judge": section(metrics, "judge"),
         "policy": policy,
         "rival": rival,
-        "worst_task": _lowest(policy.get("tasks")),
-        "worst_cell": _lowest(policy.get("cells")),
-        "worst_rival_cell": _lowest(rival.get("cells")),
+        "worst_task": lowest([row for row in rows(policy, "tasks") if number(row, "n")]),
+        "worst_cell": lowest(rows(policy, "cells")),
+        "worst_rival_cell": lowest(rows(rival, "cells")),
     }
     return [_estimated(gate, figures[FIGURES[gate.name][0]], FIGURES[gate.name][1]) if gate.name in FIGURES else gate for gate in gates]
 
 
 def _estimated(gate: Gate, figures: Metrics, prefix: str) -> Gate:
-    low, high, count = _finite(figures.get(f"{prefix}lo")), _finite(figures.get(f"{prefix}hi")), _finite(figures.get("n"))
+    low, high, count = number(figures, f"{prefix}lo"), number(figures, f"{prefix}hi"), number(figures, "n")
     interval = (low, high) if low is not None and high is not None else None
     return dataclasses.replace(gate, interval=interval, n=int(count) if count is not None else None)
 
 
-def _of_best(metrics: Metrics, name: str) -> Metrics:
-    return _dict(_dict(metrics.get(name)).get(str(metrics.get("best_mode"))))
+def sample(row: Metrics, se: str, margin: float, alpha: float = 0.025, power: float = POWER) -> str:
+    """What to print beside a bound: how many were counted, and how many show `margin` with that power at this spread.
+
+    Not beside a point estimate that has to reach a threshold: of a truth on the threshold half pass, however many are counted.
+    """
+    count, needed = number(row, "n"), _needed(row, se, margin, alpha, power)
+    return f"; n {count:.0f}, needed {needed} for margin {margin:.2f} at {power:.0%} power" if count and needed else ""
 
 
-def _lowest(rows: Any) -> Metrics:
-    """The row with the lowest lower bound, on which a gate over all rows rests."""
-    found = [row for row in rows if isinstance(row, dict) and _finite(row.get("lo")) is not None] if isinstance(rows, list) else []
-    return min(found, key=lambda row: row["lo"], default={})
+def largest_sample(found: list[Metrics], margin: float, alpha: float = 0.025, *, all_pass: bool = False) -> str:
+    """`sample` of the row that lacks most. Where all rows have to pass, each needs a power of .80^(1/rows) for .80 together."""
+    power = POWER ** (1 / max(1, len(found))) if all_pass else POWER
+    lacking = max(found, key=lambda row: (_needed(row, "se", margin, alpha, power) or 0) / (number(row, "n") or 1), default={})
+    told = sample(lacking, "se", margin, alpha, power)
+    where = cell_name(lacking) if "dimension" in lacking else lacking.get("task")
+    return f"{told} ({where}, which lacks most)" if told else ""
 
 
-def _dict(value: Any) -> Metrics:
-    return value if isinstance(value, dict) else {}
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+def _needed(row: Metrics, se: str, margin: float, alpha: float, power: float) -> int | None:
+    count, error = number(row, "n"), number(row, se)
+    if not count or error is None or margin <= 0:
+        return None
+    origins = number(row, "origins")
+    return sample_size(error * math.sqrt(count), margin, alpha=alpha, power=power, per_source=count / origins if origins else 1.0)

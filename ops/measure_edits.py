@@ -24,6 +24,7 @@ from models.mini.measures import measure
 from models.records import Condition
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
+from ops.policy_health import preservation
 from ops.win_rates import SCENE, Item
 
 Evidence = Literal["ground_truth", "blind"]
@@ -100,10 +101,19 @@ def measured(
                     judge=opinions.get(key, {}),
                     preservation_psnr=kept[key].psnr,
                     outside_similarity=kept[key].similarity,
+                    withheld_psnr=_withheld(job, edits[key], shards),
                 )
             )
             bar.advance()
     return items
+
+
+def _withheld(job: Job, edit: Image.Image, shards: ShardReader) -> float | None:
+    """PSNR in dB inside the mask against the withheld pixels of the source; None for scenes, and for tasks they do not answer."""
+    key = f"{job.condition.id}.target"
+    if job.condition.kind == SCENE or key not in shards:
+        return None
+    return preservation(to_tensor(edit), to_tensor(shards[key]), 1 - job.mask)
 
 
 def _true(job: Job, edit: Image.Image, shards: ShardReader, taxonomy: Taxonomy) -> tuple[dict[str, float], dict[str, float]]:

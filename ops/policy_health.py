@@ -45,7 +45,7 @@ def shown_pasted(judge: Path) -> bool:
 
 
 def preservation(image: Tensor, source: Tensor, mask: Tensor) -> float:
-    """PSNR in dB (at most 100) of [3, H, W] images over the pixels outside the mask [1, H, W]."""
+    """PSNR in dB (at most 100) of images [3, H, W] in [0, 1] over the pixels outside the mask [1, H, W]."""
     kept = 1 - mask
     error = ((image - source) ** 2 * kept).sum().item() / (3 * kept.sum().item())
     return MOST_PSNR if error <= 0 else min(-10 * math.log10(error), MOST_PSNR)  # in this order nan stays nan, which no gate lets pass

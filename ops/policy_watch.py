@@ -158,23 +158,29 @@ class Watch:
     @property
     def best(self) -> int | None:
         """The step of the checkpoint to deliver: the one the second judge scores highest, the last one where there is no second judge."""
-        steps = _by_step(self.rows)
         if self.second is None:
-            return max(steps, default=None)
-        return max(steps, key=lambda step: self._score(steps[step]), default=None)  # the first of equals
-
-    def _score(self, rows: Sequence[Look]) -> float:
-        cells: dict[tuple[str, str], list[float]] = defaultdict(list)
-        for row in rows:
-            assert row["second"] is not None
-            cells[row["task"], row["dimension"]].append(row["second"])
-        capped = [min(self.enough, sum(told) / len(told)) for told in cells.values()]
-        return nested_mean(capped, [[task for task, _ in cells]])
+            return max((row["step"] for row in self.rows), default=None)
+        return choose(self.rows, self.enough)
 
     def stale(self, patience: int) -> bool:
         """Whether `patience` checkpoints in a row were no better than the best; never with 0."""
         later = [point for point in summary(self.rows) if self.best is not None and point["step"] > self.best]
         return 0 < patience <= len(later)
+
+
+def choose(rows: Sequence[Look], enough: float) -> int | None:
+    """The step that the second judge scores highest, the first of equals: mean over tasks and dimensions of min(enough, mean P(Yes))."""
+    steps = _by_step(rows)
+
+    def score(step: int) -> float:
+        cells: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for row in steps[step]:
+            assert row["second"] is not None
+            cells[row["task"], row["dimension"]].append(row["second"])
+        capped = [min(enough, sum(told) / len(told)) for told in cells.values()]
+        return nested_mean(capped, [[task for task, _ in cells]])
+
+    return max(steps, key=score, default=None)
 
 
 def summary(rows: Sequence[Look]) -> list[dict[str, Any]]:

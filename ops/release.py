@@ -148,5 +148,5 @@ def _not_verified(measured: Mapping[str, Any], mode: str, engine: Mapping[str, A
     elif photos is None:
         lines.append("No photograph was evaluated.")
     else:
-        lines.append(f"Photographs have no ground truth; the judge alone compared the {photos['n']} that were evaluated.")
+        lines.append(f"Photographs have no ground truth; the judge, and no measure, compared the {photos['n']} that were evaluated.")
     return lines

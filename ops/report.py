@@ -97,6 +97,7 @@ def _facts(metrics: Mapping[str, dict[str, Any]], versions: Mapping[str, Version
         "split": evaluation.get("split"),
         "not_evaluated": evaluation.get("not_evaluated"),
         "photos": evaluation.get("photos"),
+        "withheld": evaluation.get("withheld"),
         "absolute": evaluation.get("absolute"),
         "against_production": evaluation.get("against_production"),
         "pairs": metrics.get("preference_pairs", {}).get("cells"),

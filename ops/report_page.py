@@ -48,7 +48,7 @@ def render_page(facts: dict[str, Any], metrics: Mapping[str, dict[str, Any]], fo
         dimensions={dimension.name: dimension.title for dimension in taxonomy.dimensions},
         cells=_cells(facts, taxonomy),
         charts=_charts(facts, folders, taxonomy),
-        training=_training(folders, taxonomy),
+        training=_training(facts, folders, taxonomy),
         examples=_examples(facts, metrics, folders, taxonomy),
         lineage=_lineage(facts),
         row_px=ROW_PX,
@@ -107,14 +107,33 @@ def _charts(facts: dict[str, Any], folders: Mapping[str, Path], taxonomy: Taxono
     return charts
 
 
-def _training(folders: Mapping[str, Path], taxonomy: Taxonomy) -> dict[str, str]:
-    """Mode -> inline SVG of what the judges said of its checkpoints, and what was true."""
-    found = {
-        name.removeprefix(POLICY_PREFIX): folder / CHECKPOINTS for name, folder in sorted(folders.items()) if name.startswith(POLICY_PREFIX)
-    }
-    return {
-        mode: svg(gold_against_proxy(rows, taxonomy)) for mode, path in found.items() if path.exists() and (rows := read_checkpoints(path))
-    }
+def _training(facts: dict[str, Any], folders: Mapping[str, Path], taxonomy: Taxonomy) -> dict[str, dict[str, Any]]:
+    """Mode -> what became of it in training: the judges' opinions of its checkpoints and the truth as inline SVG, which one was
+    delivered, and the cells that gave no reward."""
+    shown = {}
+    for mode, trained in (facts["training"] or {}).items():
+        path = folders[f"{POLICY_PREFIX}{mode}"] / CHECKPOINTS
+        rows = read_checkpoints(path) if path.exists() else []
+        picture = svg(gold_against_proxy(rows, taxonomy)) if rows else ""
+        off = None if trained["rewarded"] is None else unrewarded(trained["rewarded"], taxonomy)
+        shown[mode] = {"picture": picture, "hindsight": hindsight(trained), "unrewarded": off}
+    return shown
+
+
+def hindsight(trained: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Of a mode's entry under `training`: the look at the delivered checkpoint, at the best one by the truth, which the choice did not
+    read, and the `gap` between their win rates. None where the truth is not known."""
+    looks = [look for look in (trained or {}).get("looks") or () if look["measure_win"] is not None]
+    if not trained or not looks:
+        return None
+    chosen = next(look for look in looks if look["step"] == trained["best_step"])
+    best = max(looks, key=lambda look: look["measure_win"])
+    return {"chosen": chosen, "best": best, "gap": best["measure_win"] - chosen["measure_win"]}
+
+
+def unrewarded(rewarded: Mapping[str, Sequence[str]], taxonomy: Taxonomy) -> list[tuple[str, str]]:
+    """The cells of active tasks, as (task, dimension), that are not among the dimensions rewarded by task."""
+    return [(task, name) for task, name in taxonomy.cells if name not in rewarded.get(task, ())]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -208,7 +227,9 @@ def _unproven(facts: dict[str, Any], taxonomy: Taxonomy) -> list[str]:
     if engine and not engine["verified"]:
         notes.append("The engine was built but never executed: no GPU of its kind was there to run it. The release calls it unverified.")
     if facts["photos"] and any(facts["photos"].values()):
-        notes.append("Photographs have no known perfect edit: what is said about them is the judge's opinion, not truth.")
+        notes.append(
+            "Photographs have no known perfect edit: what is known is the judge's opinion, and the distance to pixels that were there."
+        )
     if facts["evidence"] == "blind":
         notes.append(
             "No perfect edit was known: wins are counted by measures that need no target and that may be wrong on a single picture."

@@ -87,7 +87,7 @@ class TrainPolicyConfig(OpConfig):
         "base", description="start and first reference: `base`, or a release, named by a stage such as `production` or by its digest (ours)"
     )
     keep_weight: float = Field(0.0, ge=0, description="weight of the squared drift outside the mask; the paper has no such term (ours)")
-    least_judged: float = Field(0.5, ge=0, le=1, description="cells whose judge accuracy's lower bound is under this give no reward (ours)")
+    least_judged: float = Field(0.6, ge=0, le=1, description="cells whose judge accuracy's lower bound is under this give no reward (ours)")
     difficulty_window: int = Field(
         0,
         ge=0,

@@ -9,9 +9,9 @@ is by measures of other formulas, those of the annotator under `ground_truth` (d
 magnitude, so two of them tie when they differ by at most `tie_tolerance` times the larger size. A task's rate is the unweighted mean over
 its dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better), averaged over both orders,
 is above one half; `judge_on_edits` is its accuracy on these comparisons, counted as on sealed pairs (ops/judge_accuracy.py), where the
-confirming measures name a winner. Pictures that were not measured (photographs have no ground truth) are reported apart;
-`not_evaluated` names the tasks of which no condition was tested. Intervals: bootstrap over origins, the photographs and scenes that source
-images are cut from.
+confirming measures name a winner. Pictures that were not measured (photographs have no ground truth) are reported apart, and so is how
+near edits come to the pixels that were under the mask (`withheld`: one good answer among many, so no gate reads it); `not_evaluated` names
+the tasks of which no condition was tested. Intervals: bootstrap over origins, the photographs and scenes that source images are cut from.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ops.pictures import rates
 from ops.statistics import Estimate, clustered_mean, nested_mean, outcome, p_below
 
 BASE, PRODUCTION = "base", "production"
+DRAWS = 2000  # ours: of a cell's p-value at least; Holm asks for one of .05 over the number of cells, and fewer draws tell none so small
 TIE_TOLERANCE = 0.02  # ours: measures that differ by this share or less are a tie
 SCENE = "scene"  # the kind of condition whose perfect edit is known
 COUNTED = {"ground_truth": "by ground truth", "blind": "by measures that need no target"}  # evidence, in words
@@ -53,6 +54,7 @@ class Item(TypedDict):
     judge: dict[str, dict[str, list[float]]]  # opponent -> dimension -> [P(Yes | this, opponent), P(Yes | opponent, this)]
     preservation_psnr: float  # dB outside the mask, raw output against the source
     outside_similarity: float  # the same to the eye: SSIM over scales, up to 1
+    withheld_psnr: float | None  # dB inside the mask against the pixels that were there; None for scenes, and where they are no answer
 
 
 class _Duel(NamedTuple):
@@ -141,6 +143,7 @@ def recompute(
         "best_mode": choose(chosen_on, modes, tie_tolerance),
         "policy": against(BASE),
         "photos": {mode: _photos(tested, mode, taxonomy, **settings) for mode in modes},
+        "withheld": {mode: _withheld(tested, mode, **settings) for mode in modes},
         "absolute": {name: _absolute(tested, name, taxonomy) for name in names},
     }
     if PRODUCTION in names:
@@ -255,7 +258,8 @@ def _cell_row(rows: Sequence[_Duel], cell: tuple[str, str], confidence: float, r
     others["judge_win_rate"] = sum(duel.judge for duel in here) / len(here)
     found: dict[str, Any] = {"task": cell[0], "dimension": cell[1], "n": rate.n, "origins": rate.sources}
     found |= {"win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi, "se": rate.se}
-    worse = p_below([float(duel.truth or 0) for duel in here], [duel.origin for duel in here], 0.5, resamples=resamples)
+    draws = max(resamples, DRAWS)
+    worse = p_below([float(duel.truth or 0) for duel in here], [duel.origin for duel in here], 0.5, resamples=draws)
     return {**found, "p_worse": worse, **others}
 
 
@@ -282,6 +286,19 @@ def _photos(
         "base_preservation_psnr": _mean_of("preservation_psnr", pictures, BASE),
         "cells": cells,
     }
+
+
+def _withheld(items: Sequence[Item], mode: str, *, tie_tolerance: float, confidence: float, resamples: int) -> dict[str, Any] | None:
+    """How near one mode and the base come to the pixels that a picture had under the mask; None where there are none."""
+    known = {(item["condition_id"], item["seed"], item["policy"]): item for item in items if item["withheld_psnr"] is not None}
+    pairs = [(item, known[condition, seed, BASE]) for (condition, seed, policy), item in known.items() if policy == mode]
+    if not pairs:
+        return None
+    values = [won(ours["withheld_psnr"] or 0.0, theirs["withheld_psnr"] or 0.0, tie_tolerance) for ours, theirs in pairs]
+    origins, tasks = [ours["origin"] for ours, _ in pairs], [[ours["task"] for ours, _ in pairs]]
+    nearer = clustered_mean(values, origins, tasks, confidence=confidence, resamples=resamples)
+    psnr, base_psnr = (sum(pair[side]["withheld_psnr"] or 0.0 for pair in pairs) / len(pairs) for side in (0, 1))
+    return {"n": nearer.n, "win_rate": nearer.mean, "lo": nearer.lo, "hi": nearer.hi, "psnr": psnr, "base_psnr": base_psnr}
 
 
 def _absolute(items: Sequence[Item], name: str, taxonomy: Taxonomy) -> list[dict[str, Any]]:

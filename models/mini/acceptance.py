@@ -2,8 +2,8 @@
 
     accept("ssim_agreement", image, target, mask, truth, prompt)
 
-The taxonomy names one per dimension as `accepted_by`. A policy that wins by the annotator's formulas (models/mini/measures.py)
-and loses by these has learned the formulas: a gate asks that it does not. Arguments are as there, and the request's prompt:
+The taxonomy names one per dimension as `accepted_by`; win rates are counted by them. A policy that wins by the annotator's formulas
+(models/mini/measures.py) and loses by these has learned the formulas. Arguments are as there, and the request's prompt:
 float32 images [3, H, W] in [0, 1], masks [1, H, W] in {0, 1}. Higher is better. Formulas: docs/measures.md.
 """
 

@@ -2,7 +2,8 @@
 
     measure("seam_agreement", image, target, mask, truth, prompt)
 
-The taxonomy names one per dimension. The scripted annotator labels with them and evaluation reports win rates by them.
+The taxonomy names one per dimension as `labelled_by`. The scripted annotator labels with them, and evaluation asks that they confirm what
+it counts by the acceptance measures (models/mini/acceptance.py).
 Images are float32 [3, H, W] in [0, 1], masks [1, H, W] in {0, 1}; only pixels inside the mask count. Formulas: docs/measures.md.
 """
 

@@ -33,9 +33,9 @@ class _Entry(pydantic.BaseModel):
 class Dimension(_Entry):
     """One quality axis.
 
-    On procedural scenes the scripted annotator ranks and win rates are counted by the measure `labelled_by`
-    (models/mini/measures.py); `accepted_by` (models/mini/acceptance.py) is the second opinion. Where evaluation reads blind
-    evidence `measured_by` and `confirmed_by` (models/blind.py) take their places.
+    On procedural scenes the scripted annotator ranks by the measure `labelled_by` (models/mini/measures.py); win rates are counted by
+    `accepted_by` (models/mini/acceptance.py), and `labelled_by` has to confirm them. Where evaluation reads blind evidence
+    `measured_by` counts and `confirmed_by` confirms (both models/blind.py).
     """
 
     name: str

@@ -40,6 +40,9 @@ TAXONOMY = Taxonomy.load()
 CONFIG = EvaluateConfig(steps=2, true_cfg=1.0, max_per_task=2, max_per_task_choose=1, batch_size=4, resamples=100, grid_rows=2)
 
 
+WITHHELD = ("fill", "extend", "extend_free")  # of a photograph, what was under the mask answers these
+
+
 def _curated(folder: Path) -> Path:
     """Two test scenes, one test photo and one validation scene for every active task."""
     folder.mkdir()
@@ -57,7 +60,7 @@ def _curated(folder: Path) -> Path:
                 rows.append(Condition(**row, truth={**scene.truth, "origin": f"o{seed}"} if kind == "scene" else {}))
                 shards.add(f"{key}.image", made.image)
                 shards.add(f"{key}.mask", made.mask)
-                if kind == "scene":
+                if kind == "scene" or task.name in WITHHELD:
                     shards.add(f"{key}.target", made.target)
     write_rows(folder / "conditions.jsonl", rows)
     return folder
@@ -156,6 +159,9 @@ def test_every_task_and_cell_is_reported_on_scenes_alone(result: tuple[Path, dic
     photos = result[1]["photos"]["ema"]
     assert photos["n"] == 5
     assert not any("win_rate" in cell for cell in photos["cells"])
+    same, other = (result[1]["withheld"][mode] for mode in ("static", "ema"))
+    assert same["n"] == other["n"] == len(WITHHELD) and same["win_rate"] == 0.5
+    assert same["psnr"] == same["base_psnr"] == other["base_psnr"] != other["psnr"]
 
 
 def test_figures_follow_from_the_records(result: tuple[Path, dict[str, Any]]) -> None:
@@ -268,7 +274,7 @@ def test_only_tasks_in_the_data_are_gated_and_those_by_ground_truth(world: dict[
     curated, out = _only(world["curated"], kept, tmp_path / "curated"), tmp_path / "out"
     out.mkdir()
     evaluate(CONFIG, world["base"], curated, world["judge"], {"ema": world["other"]}, out, Progress(), taxonomy=TAXONOMY)
-    gates = {gate.name: gate for gate in check("evaluation", out, GateConfig(min_task_lo=0))}
+    gates = {gate.name: gate for gate in check("evaluation", out, GateConfig(min_task_lo=0), curated=curated)}
     assert gates["ground_truth"].passed == gates["task_lo"].passed == truth
     if truth:
         assert json.loads((out / "metrics.json").read_text())["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
@@ -286,7 +292,7 @@ def _only(curated: Path, kept: str, copy: Path) -> Path:
 
 
 def test_on_photographs_every_gate_is_measured_under_blind_evidence(world: dict[str, Path], tmp_path: Path) -> None:
-    """No target anywhere. The records are those of the measures that the taxonomy names for it; a preset that asks for truth refuses."""
+    """No target is looked at. The records are those of the measures that the taxonomy names for it; a preset that asks for truth refuses."""
     curated, out = _only(world["curated"], '"kind":"photo"', tmp_path / "curated"), tmp_path / "out"
     out.mkdir()
     config = CONFIG.model_copy(update={"evidence": "blind"})
@@ -300,10 +306,10 @@ def test_on_photographs_every_gate_is_measured_under_blind_evidence(world: dict[
     assert metrics["evidence"] == "blind" and metrics["photos"]["ema"] is None
     assert {(row["n"], row["n_without_truth"]) for row in metrics["policy"]["ema"]["tasks"]} == {(1, 0)}
 
-    gates = {gate.name: gate for gate in check("evaluation", out, GateConfig(require_ground_truth=False))}
+    gates = {gate.name: gate for gate in check("evaluation", out, GateConfig(require_ground_truth=False), curated=curated)}
     assert {name for name, gate in gates.items() if gate.measure is None} == {"sealed_judge_accuracy"}  # no pairs were given
     assert gates["ground_truth"].passed and "not asked" in gates["ground_truth"].description
-    assert not {gate.name: gate for gate in check("evaluation", out, GateConfig())}["ground_truth"].passed
+    assert not {gate.name: gate for gate in check("evaluation", out, GateConfig(), curated=curated)}["ground_truth"].passed
 
     edits, shards, loaded = ShardReader(out), ShardReader(curated), Clip.load(clip)
     opinions = [json.loads(line) for line in (out / "second-judge.jsonl").read_text().splitlines()]
@@ -325,7 +331,9 @@ def test_on_photographs_every_gate_is_measured_under_blind_evidence(world: dict[
             assert blind(dimension.confirmed_by, asked, loaded) == pytest.approx(item["confirming_measures"][name])
 
 
-def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: tuple[float, float] = (0.5, 0.5)) -> Item:
+def _item(
+    policy: str, condition: str, value: float, *, kind: str = "scene", p: tuple[float, float] = (0.5, 0.5), withheld: float | None = None
+) -> Item:
     return Item(
         split="test",
         condition_id=condition,
@@ -343,6 +351,7 @@ def _item(policy: str, condition: str, value: float, *, kind: str = "scene", p: 
         judge={} if policy == "base" else {"base": {"removal_quality": list(p)}},
         preservation_psnr=30.0,
         outside_similarity=0.98,
+        withheld_psnr=withheld,
     )
 
 
@@ -366,6 +375,18 @@ def test_win_rate_by_hand() -> None:
     assert on_edits["mean_accuracy"] == on_edits["cells"][0]["accuracy"] == pytest.approx(0.5 / 3)
     assert figures["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
     assert [(row["task"], row["n"], row["win_rate"]) for row in ema["tasks"][3:]] == [("extend_free", 0, None), ("remove", 4, 0.5)]
+
+
+def test_nearness_to_withheld_pixels_by_hand() -> None:
+    """Nearer, a tie within two percent, farther; scenes are not asked."""
+    base = [_item("base", name, 0, kind="photo", withheld=20.0) for name in "abc"] + [_item("base", "d", -0.1)]
+    ours = [_item("ema", name, 0, kind="photo", withheld=psnr) for name, psnr in zip("abc", (22.0, 20.3, 15.0), strict=True)]
+    figures = recompute(
+        [*base, *ours, _item("ema", "d", -0.1)], TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02, resamples=200
+    )
+    found = figures["withheld"]["ema"]
+    assert (found["n"], found["win_rate"], found["base_psnr"]) == (3, 0.5, 20.0) and found["psnr"] == pytest.approx(19.1)
+    assert found["lo"] <= 0.5 <= found["hi"]
 
 
 def test_a_second_judge_is_counted_by_hand() -> None:

@@ -19,8 +19,9 @@ from models.errors import ConfigError
 from models.records import Condition, Split, write_rows
 from models.shards import ShardWriter
 from ops.folders import write_metrics
-from ops.gate import REQUIRED_GATES, THRESHOLDS, GateConfig
-from ops.gate_checks import CHECKS, check
+from ops.gate import REQUIRED_GATES, THRESHOLDS, Gate, GateConfig
+from ops.gate_checks import CHECKS, EDITS, PAIRS
+from ops.gate_checks import check as measured
 from ops.probe import CHECKPOINTS
 
 TASKS = [
@@ -32,14 +33,14 @@ CELLS = [
     {"task": "fill", "dimension": "structure", "n": 9, "win_rate": 0.7, "lo": 0.6, "se": 0.05, "p_worse": 1.0, "judge_win_rate": 0.8},
     {"task": "text", "dimension": "legibility", "n": 9, "win_rate": 0.6, "lo": 0.5, "se": 0.05, "p_worse": 1.0, "judge_win_rate": None},
 ]
-PAIRS = {"conditions": 12, "dropped_share": 0.1, "first_wins_share": 0.52, "n_train": 8, "n_validation": 2, "n_test": 2}
+COUNTS = {"conditions": 12, "dropped_share": 0.1, "first_wins_share": 0.52, "n_train": 8, "n_validation": 2, "n_test": 2}
 GOOD: dict[str, dict[str, Any]] = {
     "curated_dataset": {"splits": {}},
     "preference_pairs": {
         "cells": [
-            {"task": "fill", "dimension": "structure", **PAIRS},
-            {"task": "text", "dimension": "structure", **PAIRS},
-            {"task": "extend", "dimension": "structure", **dict.fromkeys(PAIRS, 0), "dropped_share": None, "first_wins_share": None},
+            {"task": "fill", "dimension": "structure", **COUNTS},
+            {"task": "text", "dimension": "structure", **COUNTS},
+            {"task": "extend", "dimension": "structure", **dict.fromkeys(COUNTS, 0), "dropped_share": None, "first_wins_share": None},
         ]
     },
     "reward_model": {"mean_accuracy": 0.7, "order_consistency": 0.8, "loss": 0.6},
@@ -73,12 +74,22 @@ GOOD: dict[str, dict[str, Any]] = {
 GOOD["policy-ema"] = GOOD["policy-static"]
 
 
+def check(name: str, folder: Path, config: GateConfig, base: Path | None = None) -> list[Gate]:
+    return measured(name, folder, config, base, folder.parent / f"{folder.name}-curated")
+
+
 def artifact(folder: Path, name: str, metrics: dict[str, Any]) -> Path:
     """A folder as the stage would have made it, sound apart from what `metrics` says."""
     folder.mkdir()
     write_metrics(folder, metrics)
     if name == "curated_dataset":
         conditions(folder, [("train", "a"), ("validation", "b"), ("test", "c")])
+    if name == "evaluation":
+        curated = folder.with_name(f"{folder.name}-curated")
+        curated.mkdir()
+        conditions(curated, [("validation", "b"), ("test", "c")], per_place=1)
+        for record in (EDITS, PAIRS):
+            (folder / record).write_text('{"condition_id": "c1", "split": "test"}\n')
     if name == "onnx":
         shape = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1]), helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
         graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", [shape[0]], [shape[1]])
@@ -132,6 +143,11 @@ def changed(name: str, change: Callable[[dict[str, Any]], object]) -> dict[str, 
     return metrics
 
 
+def rival(**cell: Any) -> dict[str, Any]:
+    """The comparison with production, its first cell changed."""
+    return {"ema": {"mean_lo": 0.5, "cells": [{**CELLS[0], **cell}, CELLS[1]]}}
+
+
 UNSOUND = [
     ("preference_pairs", lambda m: m["cells"][1].update(dropped_share=0.31), "dropped_share", 0.31),
     ("preference_pairs", lambda m: m["cells"][1].pop("dropped_share"), "dropped_share", None),
@@ -172,6 +188,8 @@ UNSOUND = [
     ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.39, "cells": CELLS}}), "not_below_production", 0.39),
     ("evaluation", lambda m: m.update(against_production={"ema": {"cells": CELLS}}), "not_below_production", None),
     ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.6}}), "production_cell_lo", None),
+    ("evaluation", lambda m: m.update(against_production=rival(judge_win_rate=0.52, p_worse=0.001)), "hacked_cells", 1),
+    ("evaluation", lambda m: m.update(against_production=rival(judge_win_rate=None, lo=0.44)), "production_cell_lo", 0.44),
     ("onnx", lambda m: m.update(relative_error=2e-3), "onnx_error", 2e-3),
     ("engine", lambda m: m.update(architectures=[]), "engine_architectures", 0),
     ("engine", lambda m: m.pop("verified"), "engine_verified", None),
@@ -226,6 +244,27 @@ def test_a_leaky_split_is_found_in_the_rows_whatever_the_metrics_say(tmp_path: P
     assert not leak.passed and size.passed
     leak, size = check("curated_dataset", small, GateConfig())
     assert leak.passed and not size.passed and size.measure == 3
+
+
+def test_what_is_sealed_is_read_from_the_rows_whatever_the_metrics_say(tmp_path: Path) -> None:
+    def sealed(folder: Path) -> Gate:
+        return next(gate for gate in check("evaluation", folder, GateConfig()) if gate.name == "sealed_split")
+
+    folder = artifact(tmp_path / "a", "evaluation", GOOD["evaluation"])
+    assert sealed(folder).passed
+    for record in (EDITS, PAIRS):
+        sound = (folder / record).read_text()
+        for line in ('{"condition_id": "c0", "split": "test"}\n', '{"condition_id": "of other data", "split": "test"}\n'):
+            (folder / record).write_text(sound + line)
+            gate = sealed(folder)
+            assert not gate.passed and gate.measure == 1 and "1 records of conditions" in gate.description
+        (folder / record).write_text(sound + '{"condition_id": "c0", "split": "validation"}\n')  # what the mode was chosen on
+        assert sealed(folder).passed
+        (folder / record).unlink()
+        assert not sealed(folder).passed and sealed(folder).measure is None
+        (folder / record).write_text(sound)
+    nowhere = next(gate for gate in measured("evaluation", folder, GateConfig()) if gate.name == "sealed_split")
+    assert not nowhere.passed and nowhere.measure is None
 
 
 def test_a_broken_onnx_file_fails_whatever_the_metrics_say(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from models.taxonomy import Taxonomy
 from ops.folders import write_metrics
 from ops.gate import GateConfig
 from ops.gate_checks import check
-from ops.policy_watch import Look
+from ops.policy_watch import Look, choose, summary
 from ops.probe import CHECKPOINTS, STARTS, gold_against_proxy, hacked, over_steps
+from ops.train_policy import TrainPolicyConfig
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -61,6 +62,18 @@ def test_where_no_truth_is_known_the_second_judge_is_the_metric(tmp_path: Path) 
 def test_a_run_with_guardrails_passes(tmp_path: Path) -> None:
     gate = hacking(policy(tmp_path, stored("guardrails_on")))
     assert gate.passed and gate.measure == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "gap"), [("guardrails_off", 12, 0.0), ("guardrails_on", 24, 0.012), ("too_few_scenes", 24, 0.056)]
+)
+def test_the_second_judge_chooses_before_the_truth_falls(name: str, chosen: int, gap: float) -> None:
+    """With the default of `policy.enough`; the last run's choice lies more than the .05 asked below the best in hindsight, and says so."""
+    records = stored(name)
+    step = choose(records, TrainPolicyConfig.model_fields["enough"].default)
+    truth = {point["step"]: point["measure_win"] for point in summary(records)}
+    assert step == chosen and max(truth.values()) - truth[step] == pytest.approx(gap, abs=1e-3)
+    assert truth[step] >= truth[max(truth)] - 0.01  # and no worse than the last checkpoint, which is delivered where nobody chooses
 
 
 def test_records_that_cannot_be_read_or_miss_the_delivered_step_fail(tmp_path: Path) -> None:

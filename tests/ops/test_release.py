@@ -59,6 +59,7 @@ def evaluation_of(policy: Path, folder: Path) -> Path:
                     judge={} if name == "base" else {"base": {"removal_quality": [0.8, 0.3]}},
                     preservation_psnr=33.125 if name == "ema" else 30.5,
                     outside_similarity=0.97,
+                    withheld_psnr=None,
                 )
             )
     folder.mkdir()

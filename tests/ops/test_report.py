@@ -21,10 +21,13 @@ from models.records import Condition, write_rows
 from models.shards import ShardWriter
 from models.taxonomy import Taxonomy
 from ops.folders import write_metrics
+from ops.policy_watch import summary
+from ops.probe import read_checkpoints
 from ops.report import RunFacts, write_report
 from ops.win_rates import Item, read_items, recompute, write_items
 
 TAXONOMY = Taxonomy.load()
+SILENT = {("text", "text_alignment"), ("text", "legibility")}  # cells that gave no reward
 RECORDS = Path(__file__).parent / "records"  # of a run that hacked its judge
 CHAIN = {
     "source_images": [],
@@ -114,6 +117,7 @@ def _evaluation(folder: Path, curated: Path, rng: np.random.Generator) -> None:
                         judge=opinions,
                         preservation_psnr=30 + blur / 10,
                         outside_similarity=0.9 + blur / 100,
+                        withheld_psnr=20.0 - blur if kind == "photo" and task.condition != "clean" else None,
                     )
                 )
     write_rows(curated / "conditions.jsonl", rows)
@@ -147,6 +151,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         rows = [{"step": s, "task": "fill", "loss": 0.4, "reward": float(0.5 + top * (1 - np.exp(-s / 30)) + noise[s])} for s in range(120)]
         _lines(made[name] / "curve.jsonl", rows)
     (made["policy-static"] / "checkpoints.jsonl").write_bytes(gzip.decompress((RECORDS / "guardrails_off.jsonl.gz").read_bytes()))
+    looks = summary(read_checkpoints(made["policy-static"] / "checkpoints.jsonl"))
+    rewarded = {task.name: [name for name in task.dimensions if (task.name, name) not in SILENT] for task in TAXONOMY.active}
+    write_metrics(made["policy-static"], {"steps": 60, "best_step": 24, "rewarded": rewarded, "looks": looks})
     _evaluation(made["evaluation"], made["curated_dataset"], rng)
     write_metrics(made["onnx"], {"relative_error": 3.2e-6})
     write_metrics(made["engine"], {"bytes": 3_100_000, "architectures": [80, 86, 89], "verified": False})
@@ -225,6 +232,21 @@ def test_the_page_draws_what_the_judges_said_of_each_checkpoint(folders: dict[st
     section = path.read_text().split("While the policy was trained")[1].split("<h2>")[0]
     assert section.count("<figure") == 1 and "<figcaption>static" in section
     assert all(f">{title}</text>" in section for title in ("second judge", "truth", "All tasks", *(task.title for task in TAXONOMY.active)))
+
+
+def test_the_page_says_which_checkpoint_was_delivered_and_which_cells_gave_no_reward(folders: dict[str, Path], tmp_path: Path) -> None:
+    _, path = write_report(tmp_path, folders=folders, versions=_versions(folders), run=_run(), taxonomy=TAXONOMY)
+    words = " ".join(_Page(path.read_text()).words.split("While the policy was trained")[1].split("Absolute quality")[0].split())
+    assert "delivered after 24 iterations" in words and "won 49.6%" in words
+    assert "best in hindsight, after 12, won 51.2%" in words
+    assert "no reward came from Text rendering · text alignment, Text rendering · legibility:" in words
+
+
+def test_the_page_says_how_near_photographs_come_to_the_withheld_pixels(folders: dict[str, Path], tmp_path: Path) -> None:
+    path, page = write_report(tmp_path, folders=folders, versions=_versions(folders), run=_run(), taxonomy=TAXONOMY)
+    found = json.loads(path.read_text())["withheld"]["ema"]
+    assert (found["n"], found["psnr"], found["base_psnr"], found["win_rate"]) == (4, 19.0, 16.0, 1.0)
+    assert "ema 19 dB (base 16), nearer in 100.0%" in " ".join(_Page(page.read_text()).words.split())
 
 
 def test_page_is_whole_and_fetches_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
