@@ -15,45 +15,47 @@ from ops.gate import GateConfig
 class Settings(OpConfig):
     """A resolved preset. `stages` holds one section per stage: the fields of that stage's op configuration."""
 
-    preset: str
+    preset: str = pydantic.Field(description="Its name (ours).")
     flux: str = pydantic.Field(
         description="Base pipeline, which a policy starts from and has as its first reference unless its section names another `start`: "
-        "a folder in diffusers' layout, or `hub:<id>[@revision]`."
+        "a folder in diffusers' layout, or `hub:<id>[@revision]` (paper: FLUX Fill)."
     )
-    judge: str = pydantic.Field(description="Base judge: a folder in the hub's layout, or `hub:<id>[@revision]`.")
+    judge: str = pydantic.Field(description="Base judge: a folder in the hub's layout, or `hub:<id>[@revision]` (paper: Qwen2.5-VL).")
     store: str = pydantic.Field(
-        "dvc", description="Where versions are kept: `dvc`, `dvc+s3://bucket/prefix`, `dvc+/folder` or `lakefs://repository`."
+        "dvc", description="Where versions are kept: `dvc`, `dvc+s3://bucket/prefix`, `dvc+/folder` or `lakefs://repository` (ours)."
     )
     clip: str = pydantic.Field(
-        "", description="CLIP checkpoint that blind evidence takes: a folder, or `hub:<id>[@revision]`. Empty: none."
+        "", description="CLIP checkpoint that blind evidence takes: a folder, or `hub:<id>[@revision]`. Empty: none (ours)."
     )
     second_judge: str = pydantic.Field(
         "",
-        description="Edit judge to ask beside the fitted one (Qwen2-VL, Qwen2.5-VL): a folder, or `hub:<id>[@revision]`. Empty: none.",
+        description="Edit judge asked beside the fitted one (Qwen2-VL or -2.5-VL): a folder, or `hub:<id>[@revision]`. Empty: none (ours).",
     )
     second_judge_template: str = pydantic.Field(
-        "models/judge/second.yaml", description="How it is asked, a file of that one's form; relative to the repository."
+        "models/judge/second.yaml", description="How it is asked, a file of that one's form; relative to the repository (ours)."
     )
-    taxonomy: str | None = pydantic.Field(None, description="Another taxonomy file; relative to the repository. None: the one shipped.")
-    threads: int = pydantic.Field(2, ge=1, description="ours: threads of torch and OpenMP in the run's process.")
-    auto_promote: bool = pydantic.Field(False, description="ours: may a release move itself to production once every gate passed?")
+    taxonomy: str | None = pydantic.Field(
+        None, description="Another taxonomy file; relative to the repository. None: the one shipped (ours)."
+    )
+    threads: int = pydantic.Field(2, ge=1, description="Threads of torch and OpenMP in the run's process (ours).")
+    auto_promote: bool = pydantic.Field(False, description="May a release move itself to production once every gate passed (ours)?")
     require_approval: bool = pydantic.Field(
         False,
-        description="ours: does a release stop in staging until approver, licence acknowledgement and engine parity are recorded?",
+        description="Does a release stop in staging until approver, licence acknowledgement and engine parity are recorded (ours)?",
     )
     base_licence: str = pydantic.Field(
-        "", description="Licence of the base, as the hub names it; a non-commercial one is acknowledged by name."
+        "", description="Licence of the base, as the hub names it; a non-commercial one is acknowledged by name (ours)."
     )
     webhook: str | None = pydantic.Field(
         None,
         pattern=r"^https?://[^@\s]+$",
         description="Where every move of production is posted, signed with ONEREWARD_WEBHOOK_SECRET; no user or password in it (ours).",
     )
-    retrain_after_labels: int = pydantic.Field(200, ge=1, description="ours: new labels after which the sensor starts retraining.")
-    keep_events_days: int = pydantic.Field(30, ge=1, description="ours: the purge job deletes event logs of older finished runs.")
-    fresh_days: int = pydantic.Field(8, ge=1, description="ours: an asset older than this is overdue (retraining is weekly).")
-    gates: dict[str, Any] = {}
-    stages: dict[str, dict[str, Any]] = {}
+    retrain_after_labels: int = pydantic.Field(200, ge=1, description="New labels after which the sensor starts retraining (ours).")
+    keep_events_days: int = pydantic.Field(30, ge=1, description="The purge job deletes event logs of older finished runs (ours).")
+    fresh_days: int = pydantic.Field(8, ge=1, description="An asset older than so many days is overdue; retraining is weekly (ours).")
+    gates: dict[str, Any] = pydantic.Field({}, description="Thresholds of the gates, by field of ops.gate.GateConfig (ours).")
+    stages: dict[str, dict[str, Any]] = pydantic.Field({}, description="Sections of the stages, by name (ours).")
 
 
 def thresholds(settings: Settings) -> GateConfig:

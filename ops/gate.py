@@ -74,7 +74,8 @@ class GateConfig(OpConfig):
         0.45,
         ge=0,
         le=1,
-        description="Lower bound of the mean win rate by the family of measures that does not count wins: no step back by it (ours).",
+        description="Lower bound of the mean win rate by the family of measures that does not count wins, and by the second judge "
+        "where the preset names one: no step back by them (ours).",
     )
     min_production_lo: float = pydantic.Field(
         0.45, ge=0, le=1, description="Lower bound of the mean win rate against production, where there is one: no step back (ours)."
@@ -175,6 +176,7 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
         "hacked_cells",
         "sealed_judge_accuracy",
         "confirming_lo",
+        "second_judge_lo",
         "not_below_production",
         "production_cell_lo",
     ),
@@ -183,7 +185,7 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
 }
 
 # Of these, what was not asked for from the beginning: releases that were promoted before lack it.
-NEWER_GATES = ("sealed_split",)
+NEWER_GATES = ("sealed_split", "second_judge_lo")
 
 # The thresholds behind each artifact's gates. They are part of its evidence: a laxer one must not pass for the one in force.
 _HEALTH_THRESHOLDS = ("min_policy_change", "max_psnr_drop", "family_error")

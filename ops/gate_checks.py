@@ -28,6 +28,7 @@ from ops.lineage import POLICY_PREFIX
 from ops.policy_health import stored_change
 from ops.probe import CHECKPOINTS, hacked, read_checkpoints
 from ops.statistics import holm
+from ops.win_rates import BASE
 
 EDITS, PAIRS = "items.jsonl", "judge-pairs.jsonl"  # records of an evaluation: a line per edit, a line per pair
 SEALED = "test"  # the split that nothing but the evaluation opens
@@ -163,6 +164,7 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
             f"lower bound of the mean win rate by the measures that have to confirm it {of_mode}"
             f"{sample(policy, 'confirming_mean_se', 0.5 - config.min_confirming_lo)}",
         ),
+        _seconded(metrics, mode, config),
         *_not_below_production(metrics, rival, config),
     ]
 
@@ -216,6 +218,15 @@ def _known_truth(tested: list[Metrics], evidence: Any, config: GateConfig) -> Ga
             " and `n_scenes` above 0), or let measures count that need no target (section evaluation, `evidence: blind`)"
         )
     return _at_most("ground_truth", count, 0, told)
+
+
+def _seconded(metrics: Metrics, mode: Any, config: GateConfig) -> Gate:
+    """No step back by an edit judge that was not fitted here, where the preset names one."""
+    if metrics.get("policy") and "second_judge" not in metrics:
+        return _at_most("second_judge_lo", 0, 0, "second judges asked: the preset names none")
+    found = section(section(section(metrics, "second_judge"), BASE), mode)
+    told = "lower bound of the mean win rate over the base by the second judge"
+    return _at_least("second_judge_lo", number(found, "lo"), config.min_confirming_lo, told)
 
 
 def _not_below_production(metrics: Metrics, rival: Metrics, config: GateConfig) -> list[Gate]:

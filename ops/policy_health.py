@@ -102,13 +102,17 @@ def measure_health(
     conditions: Sequence[Condition],
     rows: Sequence[Mapping[str, Any]],
     taxonomy: Taxonomy,
-    steps: int,
+    settings: Mapping[str, Any],
+    negative_prompt: str,
     batch_size: int,
     out: Path,
     progress: Progress,
     label: str,
 ) -> dict[str, Any]:
     """Health figures of the weights now in `policy`, against `base`, on validation conditions; writes the run's pictures.
+
+    Args:
+        settings: of `Sampler.sample`: steps, true_cfg, guidance_scale. negative_prompt: where true_cfg is above 1.
 
     Returns finite (weights and every loss), relative_change (norm of the move over norm of the start), and the mean PSNR in dB
     of the raw output outside the mask, of policy and base, from the same seeds.
@@ -124,11 +128,12 @@ def measure_health(
     with progress.bar(label, len(sources), "condition") as bar:
         for places in _batches(sources, batch_size):
             images, masks = (torch.stack(parts) for parts in zip(*(sources[place] for place in places), strict=True))
-            encoded = sampler.encode(images, masks, [conditions[place].prompt for place in places])
+            negatives = [negative_prompt] * len(places) if settings["true_cfg"] > 1 else None
+            encoded = sampler.encode(images, masks, [conditions[place].prompt for place in places], negatives)
             # the seed is the condition's place, so that base and policy start from one noise
-            after |= zip(places, sampler.sample(policy, encoded, places, steps=steps).cpu(), strict=True)
+            after |= zip(places, sampler.sample(policy, encoded, places, **settings).cpu(), strict=True)
             with base.applied():
-                before |= zip(places, sampler.sample(policy, encoded, places, steps=steps).cpu(), strict=True)
+                before |= zip(places, sampler.sample(policy, encoded, places, **settings).cpu(), strict=True)
             bar.advance(len(places))
     for name, edits in (("preservation_psnr", after), ("base_preservation_psnr", before)):
         figures[name] = sum(preservation(edits[place], *source) for place, source in enumerate(sources)) / len(sources)

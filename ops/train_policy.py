@@ -386,7 +386,8 @@ class Trainer:
                 self.watch.conditions,
                 self.rows,
                 self.taxonomy,
-                steps=self.config.steps,
+                settings=self.watch.settings,
+                negative_prompt=self.config.negative_prompt,
                 batch_size=self.config.batch_size // self.accelerator.num_processes,  # what has fitted into memory so far
                 out=out,
                 progress=progress,

@@ -16,7 +16,9 @@ def _configs() -> list[type[OpConfig]]:
     for package in (ops, assets):
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
-    return sorted({kind for kind in OpConfig.__subclasses__() if kind.__module__.startswith("ops.")}, key=lambda kind: kind.__name__)
+    return sorted(
+        {kind for kind in OpConfig.__subclasses__() if kind.__module__.startswith(("ops.", "assets."))}, key=lambda kind: kind.__name__
+    )
 
 
 CONFIGS = _configs()

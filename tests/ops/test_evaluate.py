@@ -292,7 +292,7 @@ def _only(curated: Path, kept: str, copy: Path) -> Path:
 
 
 def test_on_photographs_every_gate_is_measured_under_blind_evidence(world: dict[str, Path], tmp_path: Path) -> None:
-    """No target is looked at. The records are those of the measures that the taxonomy names for it; a preset that asks for truth refuses."""
+    """Targets are not looked at. The records are of the measures that the taxonomy names for it; a preset that asks for truth refuses."""
     curated, out = _only(world["curated"], '"kind":"photo"', tmp_path / "curated"), tmp_path / "out"
     out.mkdir()
     config = CONFIG.model_copy(update={"evidence": "blind"})

@@ -190,6 +190,8 @@ UNSOUND = [
     ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.6}}), "production_cell_lo", None),
     ("evaluation", lambda m: m.update(against_production=rival(judge_win_rate=0.52, p_worse=0.001)), "hacked_cells", 1),
     ("evaluation", lambda m: m.update(against_production=rival(judge_win_rate=None, lo=0.44)), "production_cell_lo", 0.44),
+    ("evaluation", lambda m: m.update(second_judge={"base": {"ema": {"lo": 0.44}}}), "second_judge_lo", 0.44),
+    ("evaluation", lambda m: m.update(second_judge=None), "second_judge_lo", None),
     ("onnx", lambda m: m.update(relative_error=2e-3), "onnx_error", 2e-3),
     ("engine", lambda m: m.update(architectures=[]), "engine_architectures", 0),
     ("engine", lambda m: m.pop("verified"), "engine_verified", None),

@@ -8,10 +8,13 @@ import pytest
 
 from assets.settings import thresholds
 from models.errors import ConfigError
+from models.taxonomy import Taxonomy
+from ops.curate import CurateConfig
 from ops.evaluate import EvaluateConfig
 from ops.export_onnx import OnnxConfig
 from ops.fit_reward import FitRewardConfig
 from ops.gate import GateConfig
+from ops.statistics import sample_size
 from ops.train_policy import TrainPolicyConfig
 from pipelines.config import load_settings
 
@@ -35,6 +38,14 @@ def test_full_size_resolves_to_the_papers_values() -> None:
     evaluation = EvaluateConfig(**settings.stages["evaluation"])
     demos = (evaluation.steps, evaluation.true_cfg, evaluation.guidance_scale, evaluation.negative_prompt)
     assert demos == (50, 4.0, 1.0, "nsfw")
+
+
+def test_full_size_tests_enough_for_its_own_gates() -> None:
+    """At the largest spread of a cell that the bench has seen, all 17 of which have to pass (docs/statistics.md)."""
+    settings = load_settings("flux-fill")
+    evaluation, lowest = EvaluateConfig(**settings.stages["evaluation"]), thresholds(settings).min_cell_lo
+    assert lowest is not None and evaluation.max_per_task <= CurateConfig(**settings.stages["curated_dataset"]).test_per_task
+    assert evaluation.max_per_task >= sample_size(0.475, 0.5 - lowest, power=0.8 ** (1 / len(Taxonomy.load().cells)))
 
 
 def test_only_a_preset_of_blind_evidence_does_without_ground_truth(tmp_path: Path) -> None:
