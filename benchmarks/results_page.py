@@ -44,7 +44,7 @@ accuracy. On edits: accuracy on the better mode's test edits against the base's,
 
 ABOUT_CHECKPOINTS = """\
 A second judge chose, fitted on the labels of other source images. The truth, a win rate on validation scenes, was recorded beside it; no
-choice read it."""
+choice read it. Of both judges and of the truth it is the share of comparisons won."""
 
 ABOUT_LABELS = """\
 Accuracy on sealed test pairs labelled without error, of judges fitted from the base judge to so many labels by an annotator who swaps
@@ -127,7 +127,7 @@ def _page(runs: list[Run], fits: list[dict[str, Any]], drawn: dict[str, str]) ->
         "## Second round",
         _second_rounds(runs),
         "## Gates",
-        "Measure of every gate, the number of cases behind it, and how many its margin needs at 80% power.",
+        "Measure of every gate, the cases behind it, and how many its margin needs at 80% power, as the run's own commit had them.",
         _gates(runs),
     ]
     if fits:

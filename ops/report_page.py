@@ -47,6 +47,7 @@ def render_page(facts: dict[str, Any], metrics: Mapping[str, dict[str, Any]], fo
         tasks={task.name: task.title for task in taxonomy.active},
         dimensions={dimension.name: dimension.title for dimension in taxonomy.dimensions},
         cells=_cells(facts, taxonomy),
+        lost=_lost(facts),
         charts=_charts(facts, folders, taxonomy),
         training=_training(facts, folders, taxonomy),
         examples=_examples(facts, metrics, folders, taxonomy),
@@ -85,6 +86,12 @@ def _cells(facts: dict[str, Any], taxonomy: Taxonomy) -> list[dict[str, Any]]:
         }
         for cell in taxonomy.cells
     ]
+
+
+def _lost(facts: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Mode -> the cells whose whole interval lies under one half; modes without any are left out."""
+    found = {mode: [cell for cell in summary["cells"] if cell["hi"] < 0.5] for mode, summary in (facts["policy"] or {}).items()}
+    return {mode: cells for mode, cells in found.items() if cells}
 
 
 def _charts(facts: dict[str, Any], folders: Mapping[str, Path], taxonomy: Taxonomy) -> dict[str, str]:

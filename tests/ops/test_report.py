@@ -242,6 +242,23 @@ def test_the_page_says_which_checkpoint_was_delivered_and_which_cells_gave_no_re
     assert "no reward came from Text rendering · text alignment, Text rendering · legibility:" in words
 
 
+def test_cells_that_are_worse_than_the_base_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    evaluation = tmp_path / "evaluation"
+    shutil.copytree(folders["evaluation"], evaluation)
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    for cell in metrics["policy"]["static"]["cells"]:
+        cell["hi"] = 0.49 if (cell["task"], cell["dimension"]) == ("fill", "aesthetics") else 0.5
+    for cell in metrics["policy"]["ema"]["cells"]:
+        cell["hi"] = 0.5
+    write_metrics(evaluation, metrics)
+    _, page = write_report(
+        tmp_path / "report", folders={**folders, "evaluation": evaluation}, versions=_versions(folders), run=_run(), taxonomy=TAXONOMY
+    )
+    words = " ".join(_Page(page.read_text()).words.split())
+    assert "Worse than the base, static, with the whole interval under one half: Image fill · aesthetics." in words
+    assert words.count("Worse than the base") == 1
+
+
 def test_the_page_says_how_near_photographs_come_to_the_withheld_pixels(folders: dict[str, Path], tmp_path: Path) -> None:
     path, page = write_report(tmp_path, folders=folders, versions=_versions(folders), run=_run(), taxonomy=TAXONOMY)
     found = json.loads(path.read_text())["withheld"]["ema"]
