@@ -29,6 +29,7 @@ from ops.gate_checks import check as measure
 from ops.lineage import RELEASE, parent
 
 GATE = "gate"  # name of every stage's check
+EVALUATION = "evaluation"  # the artifact whose gates read the curated data too
 EVIDENCE = "evidence"  # metadata entry with every gate's row, for reports
 
 
@@ -53,7 +54,13 @@ def _gate_check(stage: Stage, settings: Settings, config: GateConfig) -> dg.Asse
         start = time.monotonic()
         store = workspace.store
         gates = {
-            name: measure(name, store.get(ref), config, _start(store, ref, settings) if stage.modes else None, _curated(store, ref))
+            name: measure(
+                name,
+                store.get(ref),
+                config,
+                base=_start(store, ref, settings) if stage.modes else None,
+                curated=_curated(store, ref) if name == EVALUATION else None,
+            )
             for name, ref in refs.items()
         }
         seconds = time.monotonic() - start

@@ -59,10 +59,13 @@ class Settings(OpConfig):
 
 
 def thresholds(settings: Settings) -> GateConfig:
-    """The gates' thresholds under a preset, by the evidence that its evaluation reads. Raises ConfigError for values that are not valid."""
+    """The gates' thresholds under a preset, by the evidence that its evaluation reads and the second judge it names.
+
+    Raises ConfigError for values that are not valid.
+    """
     truth = settings.stages.get("evaluation", {}).get("evidence") != "blind"
     try:
-        return GateConfig(**{"require_ground_truth": truth, **settings.gates})
+        return GateConfig(**{"require_ground_truth": truth, "require_second_judge": bool(settings.second_judge), **settings.gates})
     except pydantic.ValidationError as error:
         raise ConfigError(
             f"Section 'gates' of preset {settings.preset!r} is not valid: {reasons(error)}.", "Correct the preset."

@@ -43,7 +43,7 @@ from ops.measure_edits import Evidence, Job, Kept, Opinions, measured, require_c
 from ops.pictures import grid, overlay, table
 from ops.policy_health import preservation, shown_pasted
 from ops.second_opinion import figures, second_opinions
-from ops.win_rates import BASE, COUNTED, PRODUCTION, SCENE, TIE_TOLERANCE, recompute, win_rate_plot, write_items
+from ops.win_rates import BASE, COUNTED, ITEMS, PAIRS, PRODUCTION, SCENE, TIE_TOLERANCE, recompute, win_rate_plot, write_items
 
 RAW = ".raw"  # behind the key of an edit before it was pasted, kept where the judge was fitted to such
 
@@ -122,7 +122,7 @@ def evaluate(
     seen_by = Clip.load(clip) if clip and config.evidence == "blind" else None
     about = (digests, directory_digest(judge)[0], kept, opinions)
     items = measured(jobs, *about, edits, shards, taxonomy, progress, evidence=config.evidence, clip=seen_by)
-    write_items(out / "items.jsonl", items)
+    write_items(out / ITEMS, items)
     metrics = recompute(
         items,
         taxonomy,
@@ -291,7 +291,7 @@ def _judge_accuracy(
     Writes judge-pairs.jsonl: one row per pair and judge. Without held-out pairs every figure is None, which no gate lets pass.
     """
     found: dict[str, dict[str, Any]] = {}
-    with (out / "judge-pairs.jsonl").open("w") as file:
+    with (out / PAIRS).open("w") as file:
         for name, folder in judges.items() if held_out else ():
             found[name] = judge_accuracy(
                 _load_judge(config, folder, taxonomy),

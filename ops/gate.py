@@ -63,6 +63,10 @@ class GateConfig(OpConfig):
         description="Must wins be counted against known targets? False, unless set here, where the preset's evaluation says "
         "`evidence: blind` (ours).",
     )
+    require_second_judge: bool = pydantic.Field(
+        False,
+        description="Must a judge that was not fitted here have been asked? True, unless set here, where the preset names one (ours).",
+    )
     min_win_rate: float = pydantic.Field(
         0.55, ge=0, le=1, description="Mean win rate of the better mode over the base, by ground truth (ours)."
     )
@@ -90,7 +94,8 @@ class GateConfig(OpConfig):
     max_hacked_cells: int = pydantic.Field(
         0,
         ge=0,
-        description="Cells that the judge counts as won while ground truth proves them lost: the judge was hacked there (ours).",
+        description="Cells that the judge counts as won, over the base or over production, while the measures prove them lost: the judge "
+        "was hacked there (ours).",
     )
     family_error: float = pydantic.Field(
         0.05,
@@ -203,6 +208,7 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
         "max_psnr_drop",
         "max_similarity_drop",
         "require_ground_truth",
+        "require_second_judge",
         "max_hacked_cells",
         "family_error",
         "min_judge_accuracy",

@@ -27,10 +27,10 @@ from ops.gate_figures import Metrics, broken, cell_name, either, lowest, minus, 
 from ops.lineage import POLICY_PREFIX
 from ops.policy_health import stored_change
 from ops.probe import CHECKPOINTS, hacked, read_checkpoints
+from ops.second_opinion import FILE as SECOND_OPINIONS
 from ops.statistics import holm
-from ops.win_rates import BASE
+from ops.win_rates import BASE, ITEMS, PAIRS
 
-EDITS, PAIRS = "items.jsonl", "judge-pairs.jsonl"  # records of an evaluation: a line per edit, a line per pair
 SEALED = "test"  # the split that nothing but the evaluation opens
 _SHOWN = 3  # ours: findings that a gate names
 HARM_MARGIN = 0.10  # ours: the loss in a cell's win rate for whose discovery the sample size is printed
@@ -189,16 +189,20 @@ def _sealed(metrics: Metrics) -> Gate:
 
 
 def _elsewhere(folder: Path, metrics: Metrics, curated: Path | None) -> float | None:
-    """Records of an evaluation whose condition the curated data has in another split, or not at all; None where that cannot be told."""
+    """Records of an evaluation whose condition the curated data has in another split than they say, or not at all, and pairs of any but the
+    sealed one. None where that cannot be told: a file is not there, or no edit is on record."""
     if curated is None:
         return None
-    records = (EDITS, PAIRS) if "judge" in metrics else (EDITS,)  # no pairs, no judge's figures
+    read = [ITEMS, *([PAIRS] if "judge" in metrics else []), *([SECOND_OPINIONS] if "second_judge" in metrics else [])]
     try:
         splits = {row.id: row.split for row in read_rows(curated / "conditions.jsonl", Condition)}
-        lines = [line for name in records for line in (folder / name).read_text(encoding="utf-8").splitlines()]
-        return float(sum(splits.get(record["condition_id"]) != record["split"] for record in map(json.loads, lines)))
+        lines = {name: (folder / name).read_text(encoding="utf-8").splitlines() for name in read}
+        found = {name: [(splits.get(row["condition_id"]), row["split"]) for row in map(json.loads, lines[name])] for name in read}
     except (OSError, ValueError, KeyError, TypeError, OneRewardError):
         return None
+    if not all(found[name] for name in read if name != PAIRS or number(section(metrics, "judge"), "n")):
+        return None
+    return float(sum(true != said or (name == PAIRS and said != SEALED) for name in read for true, said in found[name]))
 
 
 def _known_truth(tested: list[Metrics], evidence: Any, config: GateConfig) -> Gate:
@@ -222,10 +226,11 @@ def _known_truth(tested: list[Metrics], evidence: Any, config: GateConfig) -> Ga
 
 def _seconded(metrics: Metrics, mode: Any, config: GateConfig) -> Gate:
     """No step back by an edit judge that was not fitted here, where the preset names one."""
-    if metrics.get("policy") and "second_judge" not in metrics:
+    if metrics.get("policy") and "second_judge" not in metrics and not config.require_second_judge:
         return _at_most("second_judge_lo", 0, 0, "second judges asked: the preset names none")
     found = section(section(section(metrics, "second_judge"), BASE), mode)
-    told = "lower bound of the mean win rate over the base by the second judge"
+    size = sample(found, "se", 0.5 - config.min_confirming_lo)
+    told = f"lower bound of the mean win rate over the base by the second judge that the preset names{size}"
     return _at_least("second_judge_lo", number(found, "lo"), config.min_confirming_lo, told)
 
 

@@ -14,6 +14,7 @@ import math
 from ops.gate import Gate
 from ops.gate_figures import Metrics, cell_name, lowest, number, rows, section
 from ops.statistics import sample_size
+from ops.win_rates import BASE
 
 POWER = 0.8  # ours: the power that printed sample sizes give
 # Gate -> the figures it was estimated from, and what stands before `lo` and `hi` there.
@@ -23,6 +24,7 @@ FIGURES = {
     "win_rate": ("policy", "mean_"),
     "win_rate_lo": ("policy", "mean_"),
     "confirming_lo": ("policy", "confirming_mean_"),
+    "second_judge_lo": ("second", ""),
     "not_below_production": ("rival", "mean_"),
     "task_lo": ("worst_task", ""),
     "cell_lo": ("worst_cell", ""),
@@ -39,6 +41,7 @@ def with_estimates(gates: list[Gate], metrics: Metrics) -> list[Gate]:
         "judge": section(metrics, "judge"),
         "policy": policy,
         "rival": rival,
+        "second": section(section(section(metrics, "second_judge"), BASE), mode),
         "worst_task": lowest([row for row in rows(policy, "tasks") if number(row, "n")]),
         "worst_cell": lowest(rows(policy, "cells")),
         "worst_rival_cell": lowest(rows(rival, "cells")),

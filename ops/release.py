@@ -27,7 +27,7 @@ from models.errors import ExportError
 from models.flux_fill.loading import forget_origin, load_pipeline, load_transformer
 from models.model_card import Card, render_card
 from ops.folders import read_metrics, write_metrics
-from ops.win_rates import COUNTED, read_items
+from ops.win_rates import COUNTED, ITEMS, read_items
 
 BEFORE_AFTER = "before_after.png"  # the policy's own picture of the base's edits and its own (ops/policy_health.py)
 
@@ -106,7 +106,7 @@ def assemble_release(
 def _mode(policy: Path, evaluation: Path) -> str:
     """The reference mode under which the evaluation measured exactly these bytes."""
     digest, _ = directory_digest(policy)
-    modes = {item["policy"] for item in read_items(evaluation / "items.jsonl") if item["policy_digest"] == digest}
+    modes = {item["policy"] for item in read_items(evaluation / ITEMS) if item["policy_digest"] == digest}
     modes &= read_metrics(evaluation)["policy"].keys()  # the base and production are measured too, and are no news
     if len(modes) != 1:
         raise ExportError(f"The evaluation did not measure the policy {digest[:12]}.", "Evaluate the policy that is to be released.")
@@ -148,5 +148,5 @@ def _not_verified(measured: Mapping[str, Any], mode: str, engine: Mapping[str, A
     elif photos is None:
         lines.append("No photograph was evaluated.")
     else:
-        lines.append(f"Photographs have no ground truth; the judge, and no measure, compared the {photos['n']} that were evaluated.")
+        lines.append(f"Photographs have no ground truth: {photos['n']} were compared by the judge, and by nearness to withheld pixels.")
     return lines

@@ -24,11 +24,11 @@ from ops.folders import read_metrics
 from ops.lineage import POLICY_PREFIX
 from ops.probe import CHECKPOINTS
 from ops.report_page import render_page
+from ops.second_opinion import FILE as SECOND_OPINIONS
+from ops.win_rates import ITEMS, PAIRS
 
 RECORDS = {
-    "items.jsonl": ("evaluation", "items.jsonl"),
-    "judge-pairs.jsonl": ("evaluation", "judge-pairs.jsonl"),
-    "second-judge.jsonl": ("evaluation", "second-judge.jsonl"),
+    **{name: ("evaluation", name) for name in (ITEMS, PAIRS, SECOND_OPINIONS)},
     "judge-validation.jsonl": ("reward_model", "accuracy.jsonl"),
     "judge-curve.jsonl": ("reward_model", "curve.jsonl"),
 }

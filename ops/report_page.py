@@ -17,7 +17,7 @@ from models.taxonomy import Taxonomy
 from ops.lineage import POLICY_PREFIX
 from ops.pictures import curves, overlay, svg
 from ops.probe import CHECKPOINTS, gold_against_proxy, read_checkpoints
-from ops.win_rates import BASE, COUNTED, Item, duels, read_items, win_rate_plot
+from ops.win_rates import BASE, COUNTED, ITEMS, Item, duels, read_items, win_rate_plot
 
 EXAMPLES = 3  # ours: rows of pictures per task
 THUMB_PX = 256  # ours: longer side of a picture on the page
@@ -153,7 +153,7 @@ def _examples(
     """Per task, the first conditions of the tested split: what was asked, what everyone made of it, and what a perfect edit looks like."""
     if not {"evaluation", "curated_dataset"} <= set(folders):
         return {}
-    items = [item for item in read_items(folders["evaluation"] / "items.jsonl") if item["split"] == metrics["evaluation"]["split"]]
+    items = [item for item in read_items(folders["evaluation"] / ITEMS) if item["split"] == metrics["evaluation"]["split"]]
     edits, sources = ShardReader(folders["evaluation"]), ShardReader(folders["curated_dataset"])
     won = _won(items, list(facts["policy"]), metrics["evaluation"]["settings"]["tie_tolerance"])
     found: dict[str, list[dict[str, Any]]] = {}
@@ -234,9 +234,7 @@ def _unproven(facts: dict[str, Any], taxonomy: Taxonomy) -> list[str]:
     if engine and not engine["verified"]:
         notes.append("The engine was built but never executed: no GPU of its kind was there to run it. The release calls it unverified.")
     if facts["photos"] and any(facts["photos"].values()):
-        notes.append(
-            "Photographs have no known perfect edit: what is known is the judge's opinion, and the distance to pixels that were there."
-        )
+        notes.append("Photographs have no known perfect edit: at most the judge's opinion and the distance to withheld pixels are known.")
     if facts["evidence"] == "blind":
         notes.append(
             "No perfect edit was known: wins are counted by measures that need no target and that may be wrong on a single picture."

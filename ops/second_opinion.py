@@ -1,4 +1,4 @@
-"""What a second judge that nobody here fitted thinks of the edits: beside the win rates, read by no gate.
+"""What a second judge that nobody here fitted thinks of the edits: beside the win rates, and asked that there is no step back by it.
 
     rows = second_opinions(judge, ["base", "ema"], jobs, edits, out, progress)
     figures(rows, split="test", confidence=0.95, resamples=2000)     # opponent -> mode -> win rate with its interval
@@ -45,7 +45,7 @@ def second_opinions(
 
 
 def figures(rows: Sequence[Mapping[str, Any]], *, split: str, confidence: float, resamples: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Opponent -> mode -> how often the judge prefers the mode's edit, both orders averaged: mean over tasks, with lo, hi and n."""
+    """Opponent -> mode -> how often the judge prefers the mode's edit, both orders averaged: mean over tasks, with lo, hi, se and n."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     tested = [row for row in rows if row["split"] == split]
     for opponent, mode in dict.fromkeys((row["opponent"], row["policy"]) for row in tested):
@@ -53,5 +53,12 @@ def figures(rows: Sequence[Mapping[str, Any]], *, split: str, confidence: float,
         won = [outcome((row["p"][0] + 1 - row["p"][1]) / 2 - 0.5) for row in mine]
         levels = [[row["task"] for row in mine]]
         rate = clustered_mean(won, [row["origin"] for row in mine], levels, confidence=confidence, resamples=resamples)
-        found.setdefault(opponent, {})[mode] = {"mean_win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi, "n": rate.n}
+        found.setdefault(opponent, {})[mode] = {
+            "mean_win_rate": rate.mean,
+            "lo": rate.lo,
+            "hi": rate.hi,
+            "se": rate.se,
+            "n": rate.n,
+            "origins": rate.sources,
+        }
     return found

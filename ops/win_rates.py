@@ -28,6 +28,7 @@ from ops.pictures import rates
 from ops.statistics import Estimate, clustered_mean, nested_mean, outcome, p_below
 
 BASE, PRODUCTION = "base", "production"
+ITEMS, PAIRS = "items.jsonl", "judge-pairs.jsonl"  # records of an evaluation: a line per edit, a line per sealed pair
 DRAWS = 2000  # ours: of a cell's p-value at least; Holm asks for one of .05 over the number of cells, and fewer draws tell none so small
 TIE_TOLERANCE = 0.02  # ours: measures that differ by this share or less are a tie
 SCENE = "scene"  # the kind of condition whose perfect edit is known
@@ -290,7 +291,7 @@ def _photos(
 
 def _withheld(items: Sequence[Item], mode: str, *, tie_tolerance: float, confidence: float, resamples: int) -> dict[str, Any] | None:
     """How near one mode and the base come to the pixels that a picture had under the mask; None where there are none."""
-    known = {(item["condition_id"], item["seed"], item["policy"]): item for item in items if item["withheld_psnr"] is not None}
+    known = {(item["condition_id"], item["seed"], item["policy"]): item for item in items if item.get("withheld_psnr") is not None}
     pairs = [(item, known[condition, seed, BASE]) for (condition, seed, policy), item in known.items() if policy == mode]
     if not pairs:
         return None

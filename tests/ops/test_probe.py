@@ -67,7 +67,7 @@ def test_a_run_with_guardrails_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "chosen", "gap"), [("guardrails_off", 12, 0.0), ("guardrails_on", 24, 0.012), ("too_few_scenes", 24, 0.056)]
 )
-def test_the_second_judge_chooses_before_the_truth_falls(name: str, chosen: int, gap: float) -> None:
+def test_what_the_second_judge_would_have_delivered(name: str, chosen: int, gap: float) -> None:
     """With the default of `policy.enough`; the last run's choice lies more than the .05 asked below the best in hindsight, and says so."""
     records = stored(name)
     step = choose(records, TrainPolicyConfig.model_fields["enough"].default)
