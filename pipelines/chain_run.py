@@ -16,7 +16,7 @@ from assets.checks import EVIDENCE
 from assets.refs import HOST, HOST_TAG, artifacts_of
 from assets.settings import Settings
 from assets.sources import ROOT
-from infra.data import ensure_data
+from infra.data import ensure_data, weights
 from infra.stores.base import ArtifactRef
 from infra.workspace import Workspace
 from models.errors import GateRefused, RunUnderWay
@@ -53,9 +53,12 @@ class Outcome:
 def run_chain(settings: Settings, instance: dg.DagsterInstance) -> Outcome:
     """Take images through every stage. What a stage raises ends in `failed`, Ctrl-C in `interrupted`.
 
-    Raises RunUnderWay where another run of this home is alive: it would have to be waited for at every heavy stage.
+    Raises RunUnderWay where another run of this home is alive: it would have to be waited for at every heavy stage. Raises what `weights`
+    raises of the checkpoints that the evaluation alone takes: hours later would be late.
     """
     quieten()
+    for source in filter(None, (settings.clip, settings.second_judge)):
+        weights(source, ROOT)
     workspace = Workspace.from_env()
     with _home_to_itself(workspace):
         if any(source.startswith("data/") for source in (settings.flux, settings.judge)):

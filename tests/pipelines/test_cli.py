@@ -110,6 +110,15 @@ def test_missing_weights_end_a_run_with_their_remedy(onereward: Command, toy: Ca
     assert {version.ref.name for version in Workspace.from_env(home).store.versions()} == {"source_images"}
 
 
+@pytest.mark.parametrize("name", ["clip", "second_judge"])
+def test_what_the_evaluation_alone_takes_is_missed_before_anything_is_made(
+    name: str, onereward: Command, toy: Callable[..., Path], home: Path
+) -> None:
+    code, _, err = onereward("run", "--preset", str(toy(models={name: "nowhere/weights"})))
+    assert code == 1 and err.startswith("error: There is no weights folder") and "correct `models`" in err and err.count("\n") == 1
+    assert not Workspace.from_env(home).store.versions()
+
+
 def test_an_error_of_many_lines_ends_a_run_with_its_remedy_on_one(onereward: Command, toy: Callable[..., Path]) -> None:
     preset = toy(source_images={"path": "no\nsuch\nfolder"})
     code, _, err = onereward("run", "--preset", str(preset))
