@@ -148,5 +148,6 @@ def _not_verified(measured: Mapping[str, Any], mode: str, engine: Mapping[str, A
     elif photos is None:
         lines.append("No photograph was evaluated.")
     else:
-        lines.append(f"Photographs have no ground truth: {photos['n']} were compared by the judge, and by nearness to withheld pixels.")
+        others = ", and by nearness to withheld pixels" if measured["withheld"][mode] else " alone"
+        lines.append(f"Photographs have no ground truth: {photos['n']} were compared by the judge{others}.")
     return lines
