@@ -22,8 +22,8 @@ from infra.disk import replacing
 from models.taxonomy import Taxonomy
 from ops.label import LabelConfig
 from ops.pictures import SERIES, against_steps, plot, rates
+from ops.policy_watch import hindsight, unrewarded
 from ops.probe import JUDGE, SECOND, TRUTH
-from ops.report_page import hindsight, unrewarded
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "bench.json"

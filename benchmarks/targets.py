@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from models.taxonomy import Taxonomy
 from ops.gate import GateConfig
-from ops.report_page import hindsight
+from ops.policy_watch import hindsight
 
 MODES = ("static", "ema")
 NEAR = 0.05  # how far the chosen checkpoint may lie below the best in hindsight

@@ -27,7 +27,7 @@ from ops.gate_figures import Metrics, broken, cell_name, either, lowest, minus, 
 from ops.lineage import POLICY_PREFIX
 from ops.policy_health import stored_change
 from ops.probe import CHECKPOINTS, hacked, read_checkpoints
-from ops.second_opinion import FILE as SECOND_OPINIONS
+from ops.second_opinion import SECOND_OPINIONS
 from ops.statistics import holm
 from ops.win_rates import BASE, ITEMS, PAIRS
 

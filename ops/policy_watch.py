@@ -15,7 +15,7 @@ measure's verdict is recorded beside them, for hindsight alone: no choice reads 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypedDict
 
@@ -188,6 +188,22 @@ def summary(rows: Sequence[Look]) -> list[dict[str, Any]]:
     return [
         {"step": step, **{by: _share(looks, by) for by in ("judge", "second", "measure_win")}} for step, looks in _by_step(rows).items()
     ]
+
+
+def hindsight(trained: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Of a mode's entry under `training`: the look at the delivered checkpoint, at the best one by the truth, which the choice did not
+    read, and the `gap` between their win rates. None where the truth is not known."""
+    looks = [look for look in (trained or {}).get("looks") or () if look["measure_win"] is not None]
+    if not trained or not looks:
+        return None
+    chosen = next(look for look in looks if look["step"] == trained["best_step"])
+    best = max(looks, key=lambda look: look["measure_win"])
+    return {"chosen": chosen, "best": best, "gap": best["measure_win"] - chosen["measure_win"]}
+
+
+def unrewarded(rewarded: Mapping[str, Sequence[str]], taxonomy: Taxonomy) -> list[tuple[str, str]]:
+    """The cells of active tasks, as (task, dimension), that are not among the dimensions rewarded by task."""
+    return [(task, name) for task, name in taxonomy.cells if name not in rewarded.get(task, ())]
 
 
 def _by_step(rows: Sequence[Look]) -> dict[int, list[Look]]:

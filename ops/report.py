@@ -24,7 +24,7 @@ from ops.folders import read_metrics
 from ops.lineage import POLICY_PREFIX
 from ops.probe import CHECKPOINTS
 from ops.report_page import render_page
-from ops.second_opinion import FILE as SECOND_OPINIONS
+from ops.second_opinion import SECOND_OPINIONS
 from ops.win_rates import ITEMS, PAIRS
 
 RECORDS = {

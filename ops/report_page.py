@@ -16,6 +16,7 @@ from models.shards import ShardReader
 from models.taxonomy import Taxonomy
 from ops.lineage import POLICY_PREFIX
 from ops.pictures import curves, overlay, svg
+from ops.policy_watch import hindsight, unrewarded
 from ops.probe import CHECKPOINTS, gold_against_proxy, read_checkpoints
 from ops.win_rates import BASE, COUNTED, ITEMS, Item, duels, read_items, win_rate_plot
 
@@ -125,22 +126,6 @@ def _training(facts: dict[str, Any], folders: Mapping[str, Path], taxonomy: Taxo
         off = None if trained["rewarded"] is None else unrewarded(trained["rewarded"], taxonomy)
         shown[mode] = {"picture": picture, "hindsight": hindsight(trained), "unrewarded": off}
     return shown
-
-
-def hindsight(trained: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Of a mode's entry under `training`: the look at the delivered checkpoint, at the best one by the truth, which the choice did not
-    read, and the `gap` between their win rates. None where the truth is not known."""
-    looks = [look for look in (trained or {}).get("looks") or () if look["measure_win"] is not None]
-    if not trained or not looks:
-        return None
-    chosen = next(look for look in looks if look["step"] == trained["best_step"])
-    best = max(looks, key=lambda look: look["measure_win"])
-    return {"chosen": chosen, "best": best, "gap": best["measure_win"] - chosen["measure_win"]}
-
-
-def unrewarded(rewarded: Mapping[str, Sequence[str]], taxonomy: Taxonomy) -> list[tuple[str, str]]:
-    """The cells of active tasks, as (task, dimension), that are not among the dimensions rewarded by task."""
-    return [(task, name) for task, name in taxonomy.cells if name not in rewarded.get(task, ())]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from ops.measure_edits import Job
 from ops.statistics import clustered_mean, outcome
 from ops.win_rates import BASE, PRODUCTION
 
-FILE = "second-judge.jsonl"
+SECOND_OPINIONS = "second-judge.jsonl"
 
 
 def second_opinions(
@@ -40,7 +40,7 @@ def second_opinions(
                     row = {"condition_id": condition.id, "origin": condition.origin, "task": condition.task, "split": condition.split}
                     rows.append({**row, "seed": job.seed, "policy": mode, "opponent": opponent, "p": [forward, backward]})
             bar.advance()
-    (out / FILE).write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    (out / SECOND_OPINIONS).write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     return rows
 
 

@@ -23,7 +23,7 @@ from ops.gate import REQUIRED_GATES, THRESHOLDS, Gate, GateConfig
 from ops.gate_checks import CHECKS
 from ops.gate_checks import check as measured
 from ops.probe import CHECKPOINTS
-from ops.second_opinion import FILE as SECOND_OPINIONS
+from ops.second_opinion import SECOND_OPINIONS
 from ops.win_rates import ITEMS, PAIRS
 
 TASKS = [
