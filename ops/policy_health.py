@@ -24,7 +24,7 @@ from models.taxonomy import Taxonomy
 from ops.folders import read_metrics, save_picture
 from ops.pictures import curves, grid, overlay
 
-SHOWN = 6  # ours: conditions in the before-and-after picture
+SHOWN = 5  # ours: conditions in the before-and-after picture, of each task in turn
 MOST_PSNR = 100.0  # dB; a copy without any error would be infinite, which JSON cannot hold
 
 
@@ -93,6 +93,12 @@ def _tensor(places: Mapping[str, Path], name: str) -> Tensor:
         return weights.get_tensor(name).double()
 
 
+def _in_turn(tasks: Sequence[str]) -> list[int]:
+    """The places in `tasks`, the first of every task before the second of any."""
+    before = [tasks[:place].count(task) for place, task in enumerate(tasks)]
+    return sorted(range(len(tasks)), key=before.__getitem__)
+
+
 @torch.no_grad()
 def measure_health(
     policy: nn.Module,
@@ -138,11 +144,11 @@ def measure_health(
     for name, edits in (("preservation_psnr", after), ("base_preservation_psnr", before)):
         figures[name] = sum(preservation(edits[place], *source) for place, source in enumerate(sources)) / len(sources)
 
+    shown = [(place, conditions[place]) for place in _in_turn([c.task for c in conditions])[:SHOWN]]
     table: list[list[Image.Image | None]] = [
-        [overlay(shards[f"{c.id}.image"], shards[f"{c.id}.mask"]), to_pil(before[place]), to_pil(after[place])]
-        for place, c in enumerate(conditions[:SHOWN])
+        [overlay(shards[f"{c.id}.image"], shards[f"{c.id}.mask"]), to_pil(before[place]), to_pil(after[place])] for place, c in shown
     ]
-    captions = [f"{taxonomy.task(c.task).title}: {c.prompt}" for c in conditions[:SHOWN]]
+    captions = [f"{taxonomy.task(c.task).title}: {c.prompt}" for _, c in shown]
     save_picture(out, "before_after", grid(table, columns=["asked", "before", "after"], captions=captions))
     tasks = [task for task in taxonomy.active if any(row["task"] == task.name for row in rows)]
     series = {

@@ -31,6 +31,7 @@ from models.mini.scenes import render_scene
 from models.records import Condition, read_rows, write_rows
 from models.shards import ShardWriter
 from models.taxonomy import Taxonomy
+from ops import policy_health
 from ops.folders import write_metrics
 from ops.policy_health import rewarded_dimensions
 from ops.pretrain_policy import scene_request
@@ -104,6 +105,13 @@ def test_a_run_moves_the_policy_and_writes_a_loadable_version(parts, tmp_path):
     assert all(set(row["rewards"]) <= set(TAXONOMY.task(row["task"]).dimensions) for row in rows)
     load_transformer(parts[0], tmp_path / "policy")
     assert {path.name for path in (tmp_path / "policy" / "pictures").iterdir()} == {"curve.png", "before_after.png"}
+
+
+def test_the_picture_shows_every_task(parts, tmp_path, monkeypatch):
+    shown, draw = [], policy_health.grid
+    monkeypatch.setattr(policy_health, "grid", lambda rows, **named: shown.extend(named["captions"]) or draw(rows, **named))
+    _train(parts, tmp_path / "policy", QUICK.model_copy(update={"iterations": 1, "watch_per_task": 3}))
+    assert [caption.split(": ")[0] for caption in shown] == [task.title for task in TAXONOMY.active]
 
 
 @pytest.mark.parametrize("mode", ["static", "ema"])
