@@ -27,7 +27,7 @@ import torch
 from benchmarks.ablation_arms import ARMS
 from benchmarks.ablation_page import write_page
 from benchmarks.ablation_world import World
-from benchmarks.run import machine
+from benchmarks.rows import machine
 from infra.data import ensure_data
 from infra.disk import replacing
 from infra.progress import Progress

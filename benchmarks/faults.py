@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -31,6 +29,7 @@ from benchmarks import fault_kinds as kinds
 from benchmarks import fault_points as points
 from benchmarks import fault_servers as servers
 from benchmarks.fault_points import Lost, Seen
+from benchmarks.rows import machine
 
 WORKERS = 4  # points made at once: some wait, for locks and for servers; ours
 KILLS = {"put": 40, "promote": 24, "rollback": 20}  # ours; every change where there are fewer
@@ -48,7 +47,7 @@ models/errors.py with a remedy was shown, and the next operation succeeds. A poi
 Kills come exactly before the n-th change of the file system, by system call (ptrace), n spread evenly over the operation; a loss of
 power, where the kernel forgets what it was given, is not among them. The clock is turned back inside the process and not on the
 machine. The lakeFS points ran against the stand-in of tests/infra/lakefs_server.py, not a real server. This page is
-made by `python -m benchmarks.faults --page benchmarks/results/faults.json`.
+made by `python -m benchmarks.faults --page benchmarks/results/faults.json`, which needs the `test` extra (`make test` installs it).
 """
 Check = Callable[[Path, Path], Seen]
 
@@ -184,11 +183,10 @@ def main() -> int:
 
 
 def result(counts: dict[str, int], rows: list[Row], quick: bool, source: str, wall_s: float) -> dict[str, Any]:
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
     return {
         "command": f"python -m benchmarks.faults{' --quick' if quick else ''} --json",
         "commit": source,
-        "machine": machine,
+        "machine": machine(),
         "wall_s": round(wall_s, 1),
         "kill_points": sum(row.point.startswith("kill") for row in rows),
         **counts,
@@ -199,11 +197,11 @@ def result(counts: dict[str, int], rows: list[Row], quick: bool, source: str, wa
 
 def page(result: dict[str, Any]) -> str:
     """docs/faults.md: the kill points by operation, every other point by itself."""
-    machine = result["machine"]
+    on = result["machine"]
     lines = [
         PAGE,
-        f"`{result['command']}`, commit {result['commit'][:12]}, {machine['cores']} cores, {machine['processor']}, Python "
-        f"{machine['python']}, {result['wall_s']:.0f} s: **{result['survived']} of {result['points']} points survived**, "
+        f"`{result['command']}`, commit {result['commit'][:12]}, {on['cores']} cores, {on['processor']}, Python "
+        f"{on['python']}, {result['wall_s']:.0f} s: **{result['survived']} of {result['points']} points survived**, "
         f"{result['kill_points']} of them kill -9.\n",
         "| point | done | state found | error shown | verdict |",
         "| --- | --- | --- | --- | --- |",

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from benchmarks.results_page import LABELS, ROOT, write_page
-from benchmarks.rows import keep, rows
-from benchmarks.run import PRESET, SEEDS, machine
+from benchmarks.rows import keep, machine, rows
+from benchmarks.run import PRESET, SEEDS
 from infra.data import ensure_data, weights
 from infra.progress import Progress
 from infra.stores.base import directory_digest

@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import machine
+from benchmarks.rows import machine
 from infra.data import ensure_data
 from infra.workspace import Workspace
 from models.images import paste, to_mask, to_pil, to_tensor

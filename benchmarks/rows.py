@@ -7,6 +7,8 @@ rows(Path("bench.json"))
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,11 @@ from typing import Any
 import filelock
 
 from infra.disk import replacing
+
+
+def machine() -> dict[str, Any]:
+    """What figures were taken on."""
+    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -6,18 +6,17 @@
 
 Each seed runs the preset in a home of its own, with that seed in every stage that draws. With `--homes` the home stays, and an
 interrupted seed goes on where it stood; without, it is removed. A seed's figures are written as soon as its run ends, refusals
-included, to `benchmarks/results/<preset>.json`; called again, a seed that the same commit has run already is not run twice.
-A tree with changes is no commit: there every seed is run. A home in which another commit has released is refused. `--next-round`
-runs, after a seed that was promoted, the chain once more in the same home with `onereward run --next-round`. The page is
-docs/results.md (benchmarks/results_page.py).
+included, to `benchmarks/results/<preset>.json`, and the records behind them into the folder `records` beside it
+(benchmarks/records.py). Called again, a seed that the same commit has run already is not run twice. A tree with changes is no
+commit: there every seed is run. A home in which another commit has released is refused. `--next-round` runs, after a seed that was
+promoted, the chain once more in the same home with `onereward run --next-round`. The page is docs/results.md
+(benchmarks/results_page.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,8 +27,9 @@ from typing import Any
 
 import yaml
 
+from benchmarks.records import keep_records
 from benchmarks.results_page import write_page
-from benchmarks.rows import keep, rows
+from benchmarks.rows import keep, machine, rows
 from infra.workspace import Workspace
 from models.errors import ConfigError
 from ops.probe import CHECKPOINTS, JUDGE, SECOND, TRUTH, over_steps, read_checkpoints
@@ -57,17 +57,13 @@ KEPT = (
     "against_production",
     "absolute",
     "photos",
+    "withheld",
     "onnx",
     "engine",
     "gates",
     "release",
     "refused",
 )
-
-
-def machine() -> dict[str, Any]:
-    """What figures were taken on."""
-    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def write_seeded(preset: str, seed: int, path: Path, threads: int | None = None) -> None:
@@ -103,12 +99,16 @@ def home_of(homes: Path | None, preset: str, seed: int) -> Iterator[Path]:
         yield folder
 
 
-def run_chain(preset: Path, home: Path, *options: str) -> dict[str, Any]:
-    """One chain in that home; its report's figures. Raises CalledProcessError when it fails (a refusal is no failure)."""
+def run_chain(preset: Path, home: Path, records: Path, *options: str) -> dict[str, Any]:
+    """One chain in that home; its report's figures. What they were computed from is kept in `records`.
+
+    Raises CalledProcessError when it fails (a refusal is no failure).
+    """
     command = [sys.executable, "-m", "pipelines.cli", "run", "--preset", str(preset), "--home", str(home), *options]
     subprocess.run(command, cwd=ROOT, check=True)
     folder = find_report(Workspace(home), None)
     report = json.loads((folder / "report.json").read_text())
+    keep_records(folder, records)
     return {**{key: report.get(key) for key in KEPT}, "curves": curves(folder)}
 
 
@@ -128,11 +128,11 @@ def curves(report: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def second_round(first: dict[str, Any], preset: Path, home: Path) -> dict[str, Any]:
+def second_round(first: dict[str, Any], preset: Path, home: Path, records: Path) -> dict[str, Any]:
     """The next round's figures, or why there is none."""
     if (first["release"] or {}).get("stage") != "production":
         return {"skipped": f"the first round was refused: {first['refused']}" if first["refused"] else "the first round was not promoted"}
-    return run_chain(preset, home, "--next-round")
+    return run_chain(preset, home, records, "--next-round")
 
 
 def bench(
@@ -152,14 +152,18 @@ def bench(
         with home_of(homes, preset, seed) as home:
             if run is None:
                 unmoved(home, source)
-            seeded = home / "preset.yaml"
+            seeded, records = home / "preset.yaml", out.parent / "records" / home_name(preset, seed)
             write_seeded(preset, seed, seeded, threads)
             if run is None or homes is None:
                 command = f"python -m benchmarks.run --preset {preset_path(preset).stem} --seeds {seed} --threads {threads}"
-                run = {"seed": seed, "command": command, **about, **run_chain(seeded, home)}
+                run = {"seed": seed, "command": command, **about, **run_chain(seeded, home, records)}
                 keep(out, run, "seed")
             if next_round:
-                both = {**run, "command": f"{run['command']} --next-round", "next_round": second_round(run, seeded, home)}
+                both = {
+                    **run,
+                    "command": f"{run['command']} --next-round",
+                    "next_round": second_round(run, seeded, home, records.with_name(f"{records.name}-next")),
+                }
                 keep(out, both, "seed")
     return rows(out)
 

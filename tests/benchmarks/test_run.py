@@ -32,7 +32,7 @@ class Chains:
         self.seeds: list[int] = []
         self.rounds: list[int] = []  # seeds whose next round was run
 
-    def __call__(self, preset: Path, home: Path, *options: str) -> dict[str, Any]:
+    def __call__(self, preset: Path, home: Path, records: Path, *options: str) -> dict[str, Any]:
         seed = load_settings(str(preset)).stages["policy"]["seed"]
         if seed == 13:
             raise RuntimeError("failed")
@@ -107,6 +107,8 @@ def test_figures_come_from_the_report_of_the_seeds_own_home(tmp_path: Path, monk
     assert start["step"] == 0 and start["judge"] == [0.5, 0.5, 0.5] and "second" not in end
     assert end["step"] == 6 and end["judge"][0] == 0.9 and end["measure_win"][0] == 1.0
     assert {path.name for path in homes.iterdir()} == {"mini-4", "mini-5"}
+    kept = {path.parent.name: path.name for path in (tmp_path / "records").glob("*/*")}
+    assert kept == dict.fromkeys(["mini-4", "mini-4-next", "mini-5", "mini-5-next"], "policy-ema-checkpoints.jsonl.xz")
     assert "mini-4" not in out.read_text() and str(tmp_path) not in out.read_text()
 
     assert len(run.bench(PRESET, [4], tmp_path / "same.json", homes=homes)) == 1  # goes on where it stood
@@ -150,7 +152,7 @@ def test_a_next_round_follows_a_release_and_can_follow_later(ran: Chains, tmp_pa
     assert first["command"] == "python -m benchmarks.run --preset mini --seeds 0 --threads 2 --next-round"
     assert first["next_round"]["refused"] is None and "win_rate" in refused["next_round"]["skipped"]
     waiting = {"release": {"version": 1, "stage": "staging"}, "refused": None}
-    assert run.second_round(waiting, tmp_path, homes) == {"skipped": "the first round was not promoted"}
+    assert run.second_round(waiting, tmp_path, homes, tmp_path) == {"skipped": "the first round was not promoted"}
     run.bench(PRESET, [0, 4], out, homes=homes, next_round=True)
     assert ran.seeds == [0, 4] and ran.rounds == [0]
 
