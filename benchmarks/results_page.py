@@ -33,7 +33,8 @@ NAMED = {"judge": JUDGE, "second judge": SECOND, "truth": TRUTH}
 NONE = "–"
 
 INTRODUCTION = """\
-Written by `python -m benchmarks.results_page` from the files in `benchmarks/results/`: no figure here is typed by hand. Rates are
+Written by `python -m benchmarks.results_page` from the files in `benchmarks/results/`: no figure here is typed by hand. The records behind
+the runs lie beside them (`python -m benchmarks.records` computes the figures from them again). Rates are
 shares, in brackets 95% intervals drawn over scenes ([statistics.md](statistics.md)). Win rates are over the base's edit from the same
 noise, ties half, on sealed test scenes: by acceptance, the measures with which nobody labelled, and by the annotator, those it ranks
 with ([measures.md](measures.md))."""
@@ -51,7 +52,10 @@ Accuracy on sealed test pairs labelled without error, of judges fitted from the 
 best and worst as often as the error rate says. A label is a decided one: ties cost work too and are not counted. A quarter as many
 validation labels by the same annotator, bought on top, choose when to stop. Read along a line what more labels bring, and across the
 lines what a second look at each label would: where a line of fewer errors reaches at few labels what another reaches at many, care
-is cheaper than number. Small dots and brackets are the seeds, lines their means. Made by `python -m benchmarks.label_curve`."""
+is cheaper than number. Small dots and brackets are the seeds, lines their means. The base judge, from which every fit starts, has been
+trained on the measures that the labels are made from (`ops/pretrain_judge.py`); a fit marked {untouched} ended where it began, because no
+step of it was better on its validation labels, and is that base judge. Made by `python -m benchmarks.label_curve`."""
+UNTOUCHED = "°"
 
 
 def write_page(results: Path = RESULTS, labels: Path = LABELS, page: Path = PAGE) -> Path:
@@ -133,7 +137,7 @@ def _page(runs: list[Run], fits: list[dict[str, Any]], drawn: dict[str, str]) ->
     if fits:
         parts += [
             "## How many labels to buy",
-            ABOUT_LABELS,
+            ABOUT_LABELS.format(untouched=UNTOUCHED),
             _labels(fits),
             _commits(fits),
             picture("label_curve", "accuracy against number of labels"),
@@ -320,8 +324,9 @@ def _labels(fits: list[dict[str, Any]]) -> str:
     for size in sorted({fit["labels"] for fit in fits}):
         line = [str(size)]
         for error in errors:
-            here = [fit["mean_accuracy"] for fit in fits if (fit["labels"], fit["error_rate"]) == (size, error)]
-            line.append(f"{rate(sum(here) / len(here))} ({', '.join(rate(value) for value in here)})" if here else NONE)
+            here = [fit for fit in fits if (fit["labels"], fit["error_rate"]) == (size, error)]
+            seeds = [rate(fit["mean_accuracy"]) + ("" if fit["best_step"] else UNTOUCHED) for fit in here]
+            line.append(f"{rate(sum(fit['mean_accuracy'] for fit in here) / len(here))} ({', '.join(seeds)})" if here else NONE)
         lines.append(line)
     return table(["labels", *(f"error rate {error:g}" for error in errors)], lines)
 

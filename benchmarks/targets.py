@@ -67,11 +67,15 @@ def _gap(mode: str) -> Callable[[Run], float | None]:
     return lambda run: found["gap"] if (found := hindsight((run["training"] or {}).get(mode))) else None
 
 
-def _of_second_round(run: Run) -> float | None:
-    """Lower bound of the second round's delivered mode against what the first one put into production."""
-    second = run.get("next_round") or {}
-    against, mode = second.get("against_production"), second.get("best_mode")
-    return against[mode]["mean_lo"] if against and mode else None
+def _of_second_round(read: Callable[[dict[str, Any]], float | None]) -> Callable[[Run], float | None]:
+    """Of the second round's delivered mode against what the first one put into production."""
+
+    def measure(run: Run) -> float | None:
+        second = run.get("next_round") or {}
+        against, mode = second.get("against_production"), second.get("best_mode")
+        return read(against[mode]) if against and mode else None
+
+    return measure
 
 
 def targets() -> list[Target]:
@@ -96,6 +100,11 @@ def targets() -> list[Target]:
                 f"judge, {mode} against base: worst cell",
                 0.70,
                 _of_mode(mode, lambda s: _lowest((s["judge_on_edits"] or {"cells": []})["cells"], "accuracy", cells)),
+            ),
+            Target(
+                f"judge, {mode} against base: pairs in the smallest cell",
+                200,
+                _of_mode(mode, lambda s: _lowest((s["judge_on_edits"] or {"cells": []})["cells"], "n", cells)),
             ),
         ]
     limits = GateConfig()
@@ -123,4 +132,17 @@ def targets() -> list[Target]:
             ),
             Target(f"{mode}: chosen checkpoint below the best in hindsight by", NEAR, _gap(mode), how="at most"),
         ]
-    return [*found, Target("second round: lower bound of its win rate over the first round's release", NOT_WORSE, _of_second_round)]
+    return [
+        *found,
+        Target("second round over the first's release: lower bound of the mean", NOT_WORSE, _of_second_round(lambda s: s["mean_lo"])),
+        Target(
+            "second round over the first's release: lower bound of the worst task",
+            NOT_WORSE,
+            _of_second_round(lambda s: _lowest(s["tasks"], "lo", tasks)),
+        ),
+        Target(
+            "second round over the first's release: lower bound of the worst cell",
+            NOT_WORSE,
+            _of_second_round(lambda s: _lowest(s["cells"], "lo", cells)),
+        ),
+    ]

@@ -22,7 +22,7 @@ def summary(win: float) -> dict[str, Any]:
     row |= {"confirming_win_rate": 0.9, "confirming_lo": 0.85, "confirming_hi": 0.95}
     cells = [{"task": task, "dimension": dimension, **row} for task, dimension in TAXONOMY.cells]
     judged = [
-        {"task": task, "dimension": dimension, "n": 99, "accuracy": 0.81, "lo": 0.75, "hi": 0.86} for task, dimension in TAXONOMY.cells
+        {"task": task, "dimension": dimension, "n": 201, "accuracy": 0.81, "lo": 0.75, "hi": 0.86} for task, dimension in TAXONOMY.cells
     ]
     kept = {"preservation_psnr": 30.0, "base_preservation_psnr": 30.2, "outside_similarity": 0.95, "base_outside_similarity": 0.95}
     means = {"mean_win_rate": win, "mean_lo": win - 0.02, "mean_hi": win + 0.02}
@@ -141,7 +141,9 @@ def test_a_target_that_one_seed_misses_is_printed_as_missed(tmp_path: Path) -> N
         "**missed** (2 of 3 met it)",
     ]
     assert row(text, "judge, sealed pairs: mean over")[-1] == "met" and row(text, "ema: chosen checkpoint")[-2:] == [".020", "met"]
-    assert row(text, "second round: lower bound")[2:] == [".480", ".480", ".480", ".480", "met"]
+    over = "second round over the first's release: lower bound of the"
+    assert row(text, f"{over} mean")[2:] == [".480", ".480", ".480", ".480", "met"]
+    assert row(text, f"{over} worst cell")[2] == ".120" and row(text, f"{over} worst cell")[-1] == "**missed** (2 of 3 met it)"
     assert row(text, "evaluation | win_rate")[-1] == "0.74 (n 600, needed 167)"
     assert row(text, "0 | text/legibility") == ["0", "text/legibility"]
     assert text.count("| fill | structure |") == 4  # wins of both modes, the judge, absolute quality
@@ -185,6 +187,7 @@ def test_plots_are_there_and_small(tmp_path: Path) -> None:
             "commit": f"c{seed}",
             "error_rate": error,
             "labels": labels,
+            "best_step": 0 if (seed, error, labels) == (0, 0.25, 250) else 90,
             "mean_accuracy": {250: 0.6, 1000: 0.7}[labels] - error / 5 + seed / 50,
         }
         for seed in (0, 1)
@@ -199,7 +202,7 @@ def test_plots_are_there_and_small(tmp_path: Path) -> None:
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 100
     assert "Commits: `c0`, `c1`." in text
-    assert row(text, "250 |") == ["250", ".61 (.60, .62)", ".56 (.55, .57)"]
+    assert row(text, "250 |") == ["250", ".61 (.60, .62)", ".56 (.55°, .57)"]
 
 
 def test_rates_are_written_as_everywhere() -> None:
