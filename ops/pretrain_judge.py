@@ -9,7 +9,9 @@ From random weights a Yes/No answer is one bit a sample and teaches the vision t
 Every step has a second half: the same pictures, each moved a little along the gradient of its loss, to where the judge is most wrong
 (adversarial training: Goodfellow, Shlens and Szegedy, arXiv 1412.6572). A judge trained on unspoiled pictures alone hangs on the finest
 pattern of pixels, and its gradient, which is all that the policy learns from, points into such patterns.
-The edits are samples and one-step predictions of the mini base and, beside them, spoiled targets. No preference label is used here.
+The edits are samples and one-step predictions of the mini base and, beside them, spoiled targets. No annotator's label is used here, but
+the scores are those of the annotator's measures (`labelled_by`): the base judge has seen, without error and on other scenes, what the
+labels of the chain are made from.
 """
 
 from __future__ import annotations

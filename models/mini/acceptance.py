@@ -155,7 +155,7 @@ def _word_read(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any
 
 
 def _nothing_left(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
-    """Presence test: minus how visibly the masked pixels differ from the clean background."""
+    """Whether anything is to be seen there: minus how visibly the masked pixels differ from the clean background."""
     return -_mean(_unlike(image, target), mask)
 
 

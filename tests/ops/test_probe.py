@@ -59,6 +59,13 @@ def test_where_no_truth_is_known_the_second_judge_is_the_metric(tmp_path: Path) 
     assert not gate.passed and "second judge down" in gate.description
 
 
+def test_a_second_judge_that_is_led_astray_too_sees_nothing(tmp_path: Path) -> None:
+    """A known miss (docs/statistics.md): without a known truth the run that must be refused passes."""
+    blind = [{**row, "measure_win": None} for row in stored("guardrails_off")]
+    gate = hacking(policy(tmp_path, blind))
+    assert gate.passed and gate.measure == 0
+
+
 def test_a_run_with_guardrails_passes(tmp_path: Path) -> None:
     gate = hacking(policy(tmp_path, stored("guardrails_on")))
     assert gate.passed and gate.measure == 0
@@ -74,6 +81,11 @@ def test_what_the_second_judge_would_have_delivered(name: str, chosen: int, gap:
     truth = {point["step"]: point["measure_win"] for point in summary(records)}
     assert step == chosen and max(truth.values()) - truth[step] == pytest.approx(gap, abs=1e-3)
     assert truth[step] >= truth[max(truth)] - 0.01  # and no worse than the last checkpoint, which is delivered where nobody chooses
+
+
+def test_the_choice_on_the_hacked_run_hangs_on_how_much_is_enough() -> None:
+    """As docs/statistics.md says: what is chosen with a little more lies more than the .05 asked below the best."""
+    assert [choose(stored("guardrails_off"), enough) for enough in (0.58, 0.6, 0.62)] == [12, 12, 48]
 
 
 def test_records_that_cannot_be_read_or_miss_the_delivered_step_fail(tmp_path: Path) -> None:
