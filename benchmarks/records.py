@@ -13,6 +13,7 @@ import argparse
 import json
 import lzma
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ SAME = 1e-9  # relative: sums in another order
 
 
 def keep_records(report: Path, folder: Path) -> None:
-    """Compress the records of a report's folder into another, whose earlier ones they replace."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Compress the records of a report's folder into another, which holds nothing else afterwards."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     for path in (report / ITEMS, report / PAIRS, *sorted(report.glob(f"policy-*-{CHECKPOINTS}"))):
         if path.exists():  # a run that was refused has fewer
             with replacing(folder / f"{path.name}{ZIPPED}") as draft:
@@ -110,7 +113,7 @@ def main() -> None:
         found = recomputed(run, RESULTS / "records" / name)
         lines = list(differences(run, found))
         wrong += len(lines)
-        print(f"{name}: {'every figure is the records’' if found.get('policy') and not lines else 'NOT what the records say'}")
+        print(f"{name}: {'every figure follows from the records' if found.get('policy') and not lines else 'NOT what the records say'}")
         print("".join(f"  {line}\n" for line in lines), end="")
     raise SystemExit(bool(wrong))
 

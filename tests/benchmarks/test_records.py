@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import lzma
-import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmarks.records import RESULTS, committed, differences, keep_records, recomputed
-from ops.win_rates import ITEMS
+from ops.win_rates import ITEMS, read_items, write_items
 
 RUNS = dict(committed())
 
@@ -32,15 +30,15 @@ def test_figures_are_those_of_the_records(name: str) -> None:
 
 
 def test_a_figure_that_the_records_do_not_give_is_named(tmp_path: Path) -> None:
-    run, folder = RUNS["default_run"], tmp_path / "records"
-    shutil.copytree(RESULTS / "records" / "default_run", folder)
-    packed = folder / f"{ITEMS}.xz"
-    items = [json.loads(line) for line in lzma.decompress(packed.read_bytes()).splitlines()]
-    changed = next(item for item in items if item["policy"] == "static" and item["split"] == "test" and item["task"] == "remove")
-    changed["measures"]["removal_quality"] -= 1
+    run, stored, folder = RUNS["default_run"], RESULTS / "records" / "default_run", tmp_path / "records"
     report = tmp_path / "report"
     report.mkdir()
-    (report / ITEMS).write_text("".join(json.dumps(item) + "\n" for item in items))
+    for packed in stored.iterdir():
+        (report / packed.stem).write_bytes(lzma.decompress(packed.read_bytes()))
+    items = read_items(report / ITEMS)
+    changed = next(item for item in items if item["policy"] == "static" and item["split"] == "test" and item["task"] == "remove")
+    changed["measures"]["removal_quality"] -= 1
+    write_items(report / ITEMS, items)
     keep_records(report, folder)
     named = {line.split(":")[0] for line in differences(run, recomputed(run, folder))}
     assert "policy.static.mean_win_rate" in named and not any(name.startswith(("policy.ema", "judge", "training")) for name in named)
