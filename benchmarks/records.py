@@ -107,6 +107,8 @@ def main() -> None:
     parser.add_argument("--default", type=Path, help="folder of a report of `make run`, whose figures and records are kept")
     arguments = parser.parse_args()
     if arguments.default:
+        if not (arguments.default / "report.json").exists():
+            parser.error(f"{arguments.default} holds no report.json: name a folder below .onereward/reports")
         return keep_default(arguments.default)
     wrong = 0
     for name, run in committed():
