@@ -3,7 +3,7 @@ PYTHON ?= python3
 EXTRAS ?= cpu
 PRESET ?= mini
 PORT ?= 3000
-WORKERS ?= 3
+WORKERS ?= 2
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
@@ -15,7 +15,6 @@ export DVC_NO_ANALYTICS ?= 1
 run: .venv/.ready-$(EXTRAS)
 	$(BIN)/onereward run --preset $(PRESET)
 
-# One process more than two cores: some tests wait for a server, and none computes with more than one thread.
 test: .venv/.ready-$(EXTRAS),test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
