@@ -13,7 +13,6 @@ import argparse
 import json
 import lzma
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,13 @@ SAME = 1e-9  # relative: sums in another order
 
 def keep_records(report: Path, folder: Path) -> None:
     """Compress the records of a report's folder into another, which holds nothing else afterwards."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    for path in (report / ITEMS, report / PAIRS, *sorted(report.glob(f"policy-*-{CHECKPOINTS}"))):
-        if path.exists():  # a run that was refused has fewer
-            with replacing(folder / f"{path.name}{ZIPPED}") as draft:
-                draft.write_bytes(lzma.compress(path.read_bytes()))
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [path for path in (report / ITEMS, report / PAIRS, *sorted(report.glob(f"policy-*-{CHECKPOINTS}"))) if path.exists()]
+    for path in found:
+        with replacing(folder / f"{path.name}{ZIPPED}") as draft:
+            draft.write_bytes(lzma.compress(path.read_bytes()))
+    for stale in set(folder.iterdir()) - {folder / f"{path.name}{ZIPPED}" for path in found}:  # a run that was refused has fewer
+        stale.unlink()
 
 
 def _lines(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -89,7 +88,7 @@ def committed() -> Iterator[tuple[str, dict[str, Any]]]:
     """Name of the records and figures of every run whose figures are committed."""
     for run in rows(RESULTS / "bench.json"):
         yield f"bench-{run['seed']}", run
-        if "policy" in run["next_round"]:
+        if "policy" in run.get("next_round", {}):  # it may not have been asked for, or follow a refusal
             yield f"bench-{run['seed']}-next", run["next_round"]
     yield DEFAULT, json.loads((RESULTS / f"{DEFAULT}.json").read_text())
 

@@ -39,6 +39,9 @@ def test_a_figure_that_the_records_do_not_give_is_named(tmp_path: Path) -> None:
     changed = next(item for item in items if item["policy"] == "static" and item["split"] == "test" and item["task"] == "remove")
     changed["measures"]["removal_quality"] -= 1
     write_items(report / ITEMS, items)
+    folder.mkdir()
+    (folder / "policy-other-checkpoints.jsonl.xz").touch()  # of an earlier run
     keep_records(report, folder)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in stored.iterdir()}
     named = {line.split(":")[0] for line in differences(run, recomputed(run, folder))}
     assert "policy.static.mean_win_rate" in named and not any(name.startswith(("policy.ema", "judge", "training")) for name in named)
