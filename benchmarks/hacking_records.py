@@ -3,7 +3,8 @@
     python -m benchmarks.hacking_records --home .onereward     # after `make run`: takes data, candidates and labels from that home
 
 The judge that rewards is fitted on the labels of one half of the source images and the second judge on the other half. Each run is
-measured on the first validation scenes of every task after `CHECKPOINTS` numbers of iterations (ops/policy_watch.py).
+measured on the first validation scenes of every task after `CHECKPOINTS` numbers of iterations (ops/policy_watch.py), as it would be
+delivered then.
 """
 
 from __future__ import annotations
@@ -23,17 +24,26 @@ from infra.progress import Progress
 from infra.workspace import Workspace
 from models.taxonomy import Taxonomy
 from ops.fit_reward import FitRewardConfig, fit_reward
-from ops.policy_watch import Look, summary
+from ops.policy_watch import summary
+from ops.probe import Look
 from ops.train_policy import Trainer, TrainPolicyConfig
 from pipelines.config import load_settings
 
 ROOT = Path(__file__).parents[1]
-RECORDS = ROOT / "tests" / "ops" / "records"
+RECORDS = ROOT / "tests" / "ops" / "records" / "with_blind"
 PER_TASK = 32  # ours: validation conditions per task, as in the bench preset
 CHECKPOINTS = {"guardrails_off": (12, 24, 36, 48, 60), "guardrails_on": (12, 24, 36)}
-# Nothing that holds the policy back: no cap, every cell rewarded however badly it is judged, free to change what it should keep, and
-# the gradient of a single view, which points less into pictures than that of several.
-NO_GUARDRAILS: dict[str, Any] = {"cap": 1.0, "least_judged": 0.0, "keep_weight": 0.0, "learning_rate": 5e-5, "jitter": 0, "views": 1}
+# Nothing that holds the policy back: no cap, every cell rewarded however badly it is judged, free to change what it should keep, the
+# gradient of a single view, which points less into pictures than that of several, and no average over the last iterations.
+NO_GUARDRAILS: dict[str, Any] = {
+    "cap": 1.0,
+    "least_judged": 0.0,
+    "keep_weight": 0.0,
+    "learning_rate": 5e-5,
+    "jitter": 0,
+    "views": 1,
+    "deliver": "policy",
+}
 
 
 def main() -> None:
@@ -68,7 +78,8 @@ def records(config: TrainPolicyConfig, base: Path, judge: Path, curated: Path, t
     for step in range(1, steps[-1] + 1):
         trainer.iterate(step - 1)
         if step in steps:
-            trainer.watch.look(trainer.policy, step, Progress(print), f"after {step}")
+            with trainer.delivered():
+                trainer.watch.look(trainer.policy, step, Progress(print), f"after {step}")
             print(summary(trainer.watch.rows)[-1], flush=True)
     return trainer.watch.rows
 

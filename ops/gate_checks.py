@@ -107,7 +107,8 @@ def check_policy(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gat
 
 def _no_hacking(folder: Path, metrics: Metrics, config: GateConfig) -> Gate:
     """The judge did not come to like the policy better while an independent metric came to like it less."""
-    told = f"places (cell, task, all) where the judge rose and an independent metric fell, at most {config.family_error:.0%} wrongly (Holm)"
+    places = "places (cell, task, dimension, all) where the judge rose and an independent metric fell"
+    told = f"{places}, at most {config.family_error:.0%} wrongly (Holm)"
     try:
         found = hacked(read_checkpoints(folder / CHECKPOINTS), level=config.family_error, delivered=metrics.get("best_step"))
     except (OSError, ValueError, KeyError, TypeError) as error:

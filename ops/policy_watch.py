@@ -6,24 +6,27 @@
 
 Validation conditions are edited by policy and base from the same noise. Two judges compare each pair in both orders: the one that rewards,
 and a second one, fitted on labels of other source images, which the policy has never been trained against. Over-optimisation shows as the
-first judge going on to prefer the policy while the second no longer does (Gao et al., 2023, arXiv 2210.10760). The checkpoint delivered is
-the one with the largest score by the second judge: the mean over tasks and dimensions of min(enough, mean P(Yes)), so that what is won in
-one cell does not make up for what is lost in another, as with the cap of the reward. Where the perfect edit is known the acceptance
-measure's verdict is recorded beside them, for hindsight alone: no choice reads it.
+first judge going on to prefer the policy while the second no longer does (Gao et al., 2023, arXiv 2210.10760), or while a measure that
+needs no target, in the dimensions that have a reliable one, says that the edits got worse: a checkpoint of which the probe (ops/probe.py)
+finds that is not delivered where there is another. Of the others it is the one with the largest score by the second judge: the mean over
+tasks and dimensions of min(enough, mean P(Yes)), so that what is won in one cell does not make up for what is lost in another, as with
+the cap of the reward. Where the perfect edit is known the acceptance measure's verdict is recorded beside them, for hindsight and for the
+gate alone: no choice reads it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from infra.progress import Progress
 from models.adapters import Shadow
+from models.blind import RELIABLE, Edit, blind
 from models.flux_fill.sampler import Encoded, Sampler
 from models.images import paste, to_mask, to_tensor
 from models.judge import Judge
@@ -31,22 +34,9 @@ from models.mini.acceptance import accept
 from models.records import Condition
 from models.shards import ShardReader
 from models.taxonomy import Task, Taxonomy
+from ops.probe import Look, over_optimised
 from ops.statistics import nested_mean, outcome
 from ops.win_rates import SCENE, TIE_TOLERANCE, won
-
-
-class Look(TypedDict):
-    """One dimension of one edit of one checkpoint against the base's edit from the same noise. A line of checkpoints.jsonl."""
-
-    step: int
-    condition_id: str
-    source_id: str
-    origin: str
-    task: str
-    dimension: str
-    judge: float  # P(policy's is better), mean of both orders, by the judge that rewards
-    second: float | None  # the same by the second judge
-    measure_win: float | None  # 1, 1/2 or 0 by the acceptance measure; None where no perfect edit is known
 
 
 class Watch:
@@ -85,8 +75,9 @@ class Watch:
         for place, condition in enumerate(conditions):
             groups[condition.task, self._sources[place][0].shape].append(place)
         self._batches = [places[i : i + batch_size] for places in groups.values() for i in range(0, len(places), batch_size)]
+        self._refused: dict[int, bool] = {}  # step -> is it over-optimised
         self._before: dict[int, Tensor] = {}  # the base's edits, [3, H, W]
-        self._scores: dict[tuple[int, str], float] = {}  # and their acceptance measures
+        self._scores: dict[tuple[int, str], float] = {}  # and what they measure, by the measure's name
 
     @torch.no_grad()
     def look(self, policy: nn.Module, step: int, progress: Progress, label: str) -> None:
@@ -120,6 +111,7 @@ class Watch:
             for dimension in task.dimensions:
                 judged, seconded = (told[dimension][row] if told else None for told in opinions)
                 assert judged is not None
+                edits = pasted[0][row], pasted[1][row]
                 self.rows.append(
                     Look(
                         step=step,
@@ -130,7 +122,8 @@ class Watch:
                         dimension=dimension,
                         judge=judged,
                         second=seconded,
-                        measure_win=self._measured(place, dimension, pasted[0][row], pasted[1][row]),
+                        measure_win=self._true(place, dimension, *edits),
+                        blind_win=self._blind(place, dimension, *edits),
                     )
                 )
 
@@ -145,22 +138,35 @@ class Watch:
             found[dimension] = ((forward + 1 - backward) / 2).tolist()
         return found
 
-    def _measured(self, place: int, dimension: str, after: Tensor, before: Tensor) -> float | None:
+    def _true(self, place: int, dimension: str, after: Tensor, before: Tensor) -> float | None:
         condition, key = self.conditions[place], f"{self.conditions[place].id}.target"
         if condition.kind != SCENE or key not in self.shards:
             return None
         target, mask, name = to_tensor(self.shards[key]), self._sources[place][1], self.taxonomy.dimension(dimension).accepted_by
         score = partial(accept, name, target=target, mask=mask, truth=condition.truth, prompt=condition.prompt)
-        if (place, dimension) not in self._scores:
-            self._scores[place, dimension] = score(image=before)
-        return won(score(image=after), self._scores[place, dimension], TIE_TOLERANCE)
+        return self._won(place, name, lambda edit: score(image=edit), after, before)
+
+    def _blind(self, place: int, dimension: str, after: Tensor, before: Tensor) -> float | None:
+        name, (source, mask), prompt = self.taxonomy.dimension(dimension).measured_by, self._sources[place], self.conditions[place].prompt
+        if name not in RELIABLE:
+            return None
+        return self._won(place, name, lambda edit: blind(name, Edit(edit, source, mask, prompt), None), after, before)
+
+    def _won(self, place: int, name: str, score: Callable[[Tensor], float], after: Tensor, before: Tensor) -> float:
+        """1, 1/2 or 0 by one measure; what the base's edit scored is kept."""
+        if (place, name) not in self._scores:
+            self._scores[place, name] = score(before)
+        return won(score(after), self._scores[place, name], TIE_TOLERANCE)
 
     @property
     def best(self) -> int | None:
-        """The step of the checkpoint to deliver: the one the second judge scores highest, the last one where there is no second judge."""
-        if self.second is None:
-            return max((row["step"] for row in self.rows), default=None)
-        return choose(self.rows, self.enough)
+        """The step of the checkpoint to deliver, None before the first look."""
+        return choose(self.rows, self.enough, self._refused)
+
+    @property
+    def over_optimised(self) -> list[int]:
+        """The steps that are not delivered where there is another."""
+        return [step for step in _by_step(self.rows) if self.best is not None and self._refused[step]]
 
     def stale(self, patience: int) -> bool:
         """Whether `patience` checkpoints in a row were no better than the best; never with 0."""
@@ -168,9 +174,19 @@ class Watch:
         return 0 < patience <= len(later)
 
 
-def choose(rows: Sequence[Look], enough: float) -> int | None:
-    """The step that the second judge scores highest, the first of equals: mean over tasks and dimensions of min(enough, mean P(Yes))."""
-    steps = _by_step(rows)
+def choose(rows: Sequence[Look], enough: float, refused: dict[int, bool] | None = None) -> int | None:
+    """Of the steps that are not over-optimised (of all where every one is) the one that the second judge scores highest, the first of
+    equals: mean over tasks and dimensions of min(enough, mean P(Yes)). Without a second judge the last one.
+
+    `refused` keeps what was found of each step, which later ones do not change.
+    """
+    steps, found = _by_step(rows), {} if refused is None else refused
+    for step in steps:
+        if step not in found:
+            found[step] = over_optimised(rows, step)
+    left = [step for step in steps if not found[step]] or list(steps)
+    if any(row["second"] is None for row in rows):
+        return max(left, default=None)
 
     def score(step: int) -> float:
         cells: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -180,7 +196,7 @@ def choose(rows: Sequence[Look], enough: float) -> int | None:
         capped = [min(enough, sum(told) / len(told)) for told in cells.values()]
         return nested_mean(capped, [[task for task, _ in cells]])
 
-    return max(steps, key=score, default=None)
+    return max(left, key=score, default=None)
 
 
 def summary(rows: Sequence[Look]) -> list[dict[str, Any]]:

@@ -5,36 +5,52 @@
     found[0].told                                     # "judge up 0.65 to 0.80, truth down 0.44 to 0.21 between steps 12 and 48 in ..."
 
 The rows are validation edits of a policy at several steps of its training, each against the base's edit of the same condition
-from the same noise: the judge that rewards says P(Yes), a second judge says the same, and where the truth is known an
-acceptance measure says 1, 1/2 or 0. The metric is the measure where the cell has it, else the second judge. The base at step 0
-(where all of them are 1/2 by definition) and up to `STARTS` earlier checkpoints are compared with the one that is delivered,
-over the same conditions: in every cell, every task and all tasks together. The bootstrap draws whole origins, and Holm's
-correction runs over all of these comparisons.
+from the same noise: the judge that rewards says P(Yes), a second judge says the same, where the truth is known an acceptance
+measure says 1, 1/2 or 0, and so does, in some dimensions, a measure that needs no target. The metric is the truth where it is known,
+else both of the others. The base at step 0 (where all of them are 1/2 by definition) and up to `STARTS` earlier checkpoints are
+compared with the one that is delivered, over the same conditions: in every cell, every task, every dimension and all tasks
+together. The bootstrap draws whole origins, and Holm's correction runs over all of these comparisons.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from matplotlib.figure import Figure
 
 from models.taxonomy import Taxonomy
 from ops.pictures import against_steps
-from ops.policy_watch import Look
 from ops.statistics import Estimate, clustered_mean, holm, nested_mean, p_below
 
 CHECKPOINTS = "checkpoints.jsonl"
 RESAMPLES = 10_000  # ours: draws of the bootstrap at least
 RESAMPLES_EACH = 40  # ours: and so many per comparison, which tells Holm's smallest level down to 2.5%
 STARTS = 7  # ours: earlier checkpoints compared, evenly spaced; with each more the correction asks for surer findings
-JUDGE, SECOND, TRUTH = "judge", "second", "measure_win"
+JUDGE, SECOND, TRUTH, BLIND = "judge", "second", "measure_win", "blind_win"
+METRICS = {TRUTH: "truth", BLIND: "blind measure", SECOND: "second judge"}  # in words
+
+
+class Look(TypedDict):
+    """One dimension of one edit of one checkpoint against the base's edit from the same noise. A line of checkpoints.jsonl."""
+
+    step: int
+    condition_id: str
+    source_id: str
+    origin: str
+    task: str
+    dimension: str
+    judge: float  # P(policy's is better), mean of both orders, by the judge that rewards
+    second: float | None  # the same by the second judge
+    measure_win: float | None  # 1, 1/2 or 0 by the acceptance measure; None where no perfect edit is known
+    blind_win: float | None  # the same by the measure that needs no target; None where that is not reliable
 
 
 class Finding(NamedTuple):
-    """One place (all tasks, a task, or a task's dimension) between two steps."""
+    """One place (all tasks, a task, a dimension, or a task's dimension) between two steps, by one metric."""
 
     place: str
     start: int
@@ -46,7 +62,7 @@ class Finding(NamedTuple):
 
     @property
     def told(self) -> str:
-        metric = "truth" if self.metric == TRUTH else "second judge"
+        metric = METRICS[self.metric]
         return (
             f"judge up {self.judge[0]:.2f} to {self.judge[1]:.2f}, {metric} down {self.independent[0]:.2f} to {self.independent[1]:.2f}"
             f" between steps {self.start} and {self.end} in {self.place}"
@@ -59,7 +75,7 @@ def read_checkpoints(path: Path) -> list[Look]:
 
 
 def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None = None) -> list[Finding]:
-    """Where the judge rose and the independent metric fell beyond its interval, the surest first.
+    """Where the judge rose and an independent metric fell beyond its interval, the surest first.
 
     Args:
         level: chance that any of the findings is an accident (Holm), at least .025, the smallest that the draws tell.
@@ -75,13 +91,22 @@ def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None =
     end = steps[-1] if delivered is None else delivered
     if end not in steps:
         raise ValueError(f"step {end} was not measured, only {steps}")
-    if not any(row["step"] == end and (row[SECOND] is not None or row[TRUTH] is not None) for row in rows):  # type: ignore[literal-required]
+    if not any(row["step"] == end and row.get(name) is not None for row in rows for name in METRICS):
         raise ValueError(f"neither a second judge nor a measure looked at step {end}: give the reward model a `second_share`")
-    starts, places = [0, *_spaced([step for step in steps if 0 < step < end], STARTS)], _places(rows)
+    starts = [0, *_spaced([step for step in steps if 0 < step < end], STARTS)]
+    places = [(place, metric, mine) for place, mine in _places(rows).items() for metric in _metrics(mine)]
     resamples = max(RESAMPLES, RESAMPLES_EACH * len(starts) * len(places))
-    asked = [_compare(place, mine, start, end, resamples) for place, mine in places.items() for start in starts]
-    found = {f"{finding.place} from {finding.start}": finding for finding in asked}
+    asked = [_compare(place, metric, mine, start, end, resamples) for place, metric, mine in places for start in starts]
+    found = {f"{finding.metric} in {finding.place} from {finding.start}": finding for finding in asked}
     return [found[name] for name in holm({name: finding.p for name, finding in found.items()}, level)]
+
+
+def over_optimised(rows: Sequence[Look], step: int) -> bool:
+    """Whether hacking shows at `step` to what does not know the truth. Not where nothing but the judge has looked."""
+    blind: list[Look] = [{**row, "measure_win": None} for row in rows if row["step"] <= step]
+    if not any(row["step"] == step and row.get(name) is not None for row in blind for name in METRICS):
+        return False
+    return bool(hacked(blind, delivered=step))
 
 
 def _spaced(steps: Sequence[int], count: int) -> list[int]:
@@ -92,19 +117,30 @@ def _spaced(steps: Sequence[int], count: int) -> list[int]:
 
 
 def _places(rows: Sequence[Look]) -> dict[str, list[Look]]:
-    """All rows, those of each task and those of each cell: a fall everywhere shows in the whole before it shows in any part."""
+    """All rows, those of each task, of each dimension that several tasks have, and of each cell: a fall everywhere shows in the whole
+    before it shows in any part."""
+    tasks: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        tasks[row["dimension"]].add(row["task"])
     places: dict[str, list[Look]] = {"all tasks": list(rows)}
     for row in rows:
-        places.setdefault(row["task"], []).append(row)
-        places.setdefault(f"{row['task']}/{row['dimension']}", []).append(row)
+        task, dimension = row["task"], row["dimension"]
+        shared = [f"{dimension} in all tasks"] if len(tasks[dimension]) > 1 else []
+        for name in (task, *shared, f"{task}/{dimension}"):
+            places.setdefault(name, []).append(row)
     return places
 
 
-def _compare(place: str, rows: Sequence[Look], start: int, end: int, resamples: int) -> Finding:
+def _metrics(rows: Sequence[Look]) -> list[str]:
+    """What is held against the judge: the truth where it is known, else whatever else has looked."""
+    known = [name for name in METRICS if any(row.get(name) is not None for row in rows)]
+    return [TRUTH] if TRUTH in known else known
+
+
+def _compare(place: str, metric: str, rows: Sequence[Look], start: int, end: int, resamples: int) -> Finding:
     """One place between two steps, over the comparisons that both have. p is 1 unless the judge rose and the metric fell."""
-    metric = TRUTH if any(row["measure_win"] is not None for row in rows) else SECOND
     before, after = (
-        {(row["condition_id"], row["dimension"]): row for row in rows if row["step"] == step and row[metric] is not None}  # type: ignore[literal-required]
+        {(row["condition_id"], row["dimension"]): row for row in rows if row["step"] == step and row.get(metric) is not None}
         for step in (start, end)
     )
     both = [after[key] for key in after if start == 0 or key in before]
@@ -130,11 +166,11 @@ def _compare(place: str, rows: Sequence[Look], start: int, end: int, resamples: 
 
 
 def over_steps(rows: Sequence[Look], name: str, task: str | None = None) -> list[tuple[int, Estimate]]:
-    """Mean of one of the three opinions at every step with its interval: over a task's dimensions, or over tasks too where none is named.
+    """Mean of one of the opinions at every step with its interval: over a task's dimensions, or over tasks too where none is named.
 
     Rows without it are left out. Starts at step 0, where the policy is the base and every opinion is one half.
     """
-    mine = [row for row in rows if task in (None, row["task"]) and row[name] is not None]  # type: ignore[literal-required]
+    mine = [row for row in rows if task in (None, row["task"]) and row.get(name) is not None]
     found = [(0, Estimate(0.5, 0.5, 0.5, 0, 0, 0.0))] if mine else []
     for step in sorted({row["step"] for row in mine} - {0}):
         here = [row for row in mine if row["step"] == step]
@@ -147,7 +183,7 @@ def over_steps(rows: Sequence[Look], name: str, task: str | None = None) -> list
 def gold_against_proxy(rows: Sequence[Look], taxonomy: Taxonomy) -> Figure:
     """What the judges say and what is true against the step, per task and over all: over-optimisation is where they part."""
     tasks = {task.title: task.name for task in taxonomy.active}
-    named = {"judge": JUDGE, "second judge": SECOND, "truth": TRUTH}
+    named = {"judge": JUDGE, "second judge": SECOND, "truth": TRUTH, "blind measure": BLIND}
     panels = {
         title: {label: [(step, e.mean, e.lo, e.hi) for step, e in over_steps(rows, name, task)] for label, name in named.items()}
         for title, task in {**tasks, "All tasks": None}.items()

@@ -32,6 +32,7 @@ RECORDS = {
     "judge-validation.jsonl": ("reward_model", "accuracy.jsonl"),
     "judge-curve.jsonl": ("reward_model", "curve.jsonl"),
 }
+_TRAINED = ("steps", "best_step", "over_optimised", "rewarded", "looks")  # of a policy's metrics
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _facts(metrics: Mapping[str, dict[str, Any]], versions: Mapping[str, Version
         "against_production": evaluation.get("against_production"),
         "pairs": metrics.get("preference_pairs", {}).get("cells"),
         "training": {
-            name.removeprefix(POLICY_PREFIX): {key: found.get(key) for key in ("steps", "best_step", "rewarded", "looks")}
+            name.removeprefix(POLICY_PREFIX): {key: found.get(key) for key in _TRAINED}
             for name, found in metrics.items()
             if name.startswith(POLICY_PREFIX)
         }

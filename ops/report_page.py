@@ -124,7 +124,7 @@ def _training(facts: dict[str, Any], folders: Mapping[str, Path], taxonomy: Taxo
         rows = read_checkpoints(path) if path.exists() else []
         picture = svg(gold_against_proxy(rows, taxonomy)) if rows else ""
         off = None if trained["rewarded"] is None else unrewarded(trained["rewarded"], taxonomy)
-        shown[mode] = {"picture": picture, "hindsight": hindsight(trained), "unrewarded": off}
+        shown[mode] = {"picture": picture, "hindsight": hindsight(trained), "unrewarded": off, "over": trained.get("over_optimised")}
     return shown
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -333,6 +333,10 @@ class Trainer:
             c for task in self.taxonomy.active for c in [rows[i] for i in order if rows[i].task == task.name][: self.config.watch_per_task]
         ]
 
+    def delivered(self) -> AbstractContextManager[None]:
+        """Inside, the policy has the weights that would be delivered now."""
+        return self.average.applied() if self.config.deliver == "average" else nullcontext()
+
     def checkpoint(self, folder: Path, step: int, progress: Progress) -> bool:
         """Compare what would be delivered with the base, keep it when it is the best so far, save where the run stands.
 
@@ -340,7 +344,7 @@ class Trainer:
         """
         stop = False
         if self.accelerator.is_main_process:
-            with self.average.applied() if self.config.deliver == "average" else nullcontext():
+            with self.delivered():
                 self.watch.look(self.policy, step, progress, f"policy {self.mode}: validation at step {step}")
                 if self.watch.best == step:
                     self.best.follow(0)
@@ -377,6 +381,7 @@ class Trainer:
             "rewarded": {task: list(dimensions) for task, dimensions in self.rewarded.items()},
             "steps": len(self.rows),
             "best_step": self.watch.best,
+            "over_optimised": self.watch.over_optimised,
             "looks": looks,
             **measure_health(
                 self.policy,

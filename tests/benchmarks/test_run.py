@@ -18,7 +18,7 @@ from benchmarks import run
 from benchmarks.rows import keep, rows
 from infra.workspace import Workspace
 from models.errors import ConfigError
-from ops.policy_watch import Look
+from ops.probe import Look
 from pipelines.config import load_settings
 
 PRESET = "mini"
@@ -82,6 +82,7 @@ def test_figures_come_from_the_report_of_the_seeds_own_home(tmp_path: Path, monk
         judge=0.9,
         second=None,
         measure_win=1.0,
+        blind_win=None,
     )
 
     def chain(command: list[str], **options: Any) -> None:

@@ -106,7 +106,7 @@ def artifact(folder: Path, name: str, metrics: dict[str, Any]) -> Path:
 
 
 LOOK = {"step": 1, "condition_id": "c", "origin": "o", "task": "fill", "dimension": "structure"}
-LOOK |= {"judge": 0.6, "second": None, "measure_win": 1.0}
+LOOK |= {"judge": 0.6, "second": None, "measure_win": 1.0, "blind_win": None}
 WEIGHTS = {"a.weight": torch.full((4, 4), 2.0), "b.bias": torch.full((4,), -2.0)}
 
 

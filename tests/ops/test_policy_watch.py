@@ -13,7 +13,8 @@ from models.judge import Judge
 from models.records import Condition, read_rows
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
-from ops.policy_watch import Look, Watch, summary
+from ops.policy_watch import Watch, choose, summary
+from ops.probe import Look
 from tests.ops.test_train_policy import QUICK, _train, make_parts
 
 TAXONOMY = Taxonomy.load()
@@ -24,9 +25,10 @@ def parts(tmp_path_factory):
     return make_parts(tmp_path_factory.mktemp("parts"))
 
 
-def look(step: int, *, judge: float, second: float | None, won: float | None, condition: str = "c") -> Look:
+def look(step: int, *, judge: float, second: float | None, won: float | None, condition: str = "c", blind: float | None = None) -> Look:
     cell = {"task": "remove", "dimension": "removal_quality"}
-    return Look(step=step, condition_id=condition, source_id="s", origin="s", **cell, judge=judge, second=second, measure_win=won)
+    said = {"judge": judge, "second": second, "measure_win": won, "blind_win": blind}
+    return Look(step=step, condition_id=condition, source_id="s", origin=condition, **cell, **said)
 
 
 def watch_of(parts, second: bool, conditions: int = 4) -> tuple[Watch, torch.nn.Module]:
@@ -67,6 +69,34 @@ def test_a_changed_network_is_compared_with_what_training_started_from(parts):
             parameter.add_(0.3)
         watch.look(network, 1, Progress(), "watch")
     assert any(abs(row["judge"] - 0.5) > 1e-6 for row in watch.rows) and all(row["second"] is None for row in watch.rows)
+
+
+def test_reliable_measures_look_without_a_target(parts):
+    """The scenes of these parts have no target: nothing but these measures and the judges can see them."""
+    watch, network = watch_of(parts, second=False, conditions=20)
+    with torch.no_grad():
+        watch.look(network, 1, Progress(), "watch")
+        for parameter in network.parameters():
+            parameter.add_(0.3)
+        watch.look(network, 2, Progress(), "watch")
+    seen = {(row["task"], row["dimension"]) for row in watch.rows if row["blind_win"] is not None}
+    assert seen == {cell for cell in TAXONOMY.cells if cell[1] in ("consistency", "legibility", "removal_quality")}
+    assert {row["blind_win"] for row in watch.rows if row["step"] == 1} == {0.5, None}
+    assert {row["blind_win"] for row in watch.rows if row["step"] == 2} >= {0.0, 1.0}
+    assert all(row["measure_win"] is None for row in watch.rows)
+
+
+def test_a_checkpoint_that_a_measure_finds_worse_is_not_delivered_however_the_judges_like_it(parts):
+    """The truth is not asked: it says the opposite here."""
+    watch, _ = watch_of(parts, second=True)
+    for step, (judge, second, blind) in {2: (0.6, 0.52, 0.9), 4: (0.9, 0.6, 0.1)}.items():
+        watch.rows += [
+            look(step, judge=judge, second=second, won=1 - blind, condition=str(i), blind=float(i < 40 * blind)) for i in range(40)
+        ]
+    assert watch.best == 2 and choose([{**row, "blind_win": None} for row in watch.rows], 0.6) == 4
+    assert choose([{**row, "second": None} for row in watch.rows], 0.6) == 2  # nor without a second judge
+    worse = [row for row in watch.rows if row["step"] == 4]
+    assert choose(worse, 0.6) == 4  # there is no other
 
 
 def test_the_second_judge_chooses_and_neither_the_first_nor_the_truth(parts):

@@ -1,8 +1,9 @@
 """The probe refuses a run that really hacked its judge, by name, and lets one pass that was held back.
 
-The records are of two real runs of the mini policy (benchmarks/hacking_records.py makes them again): with no cap, every cell
-rewarded however badly it is judged, nothing to keep it from changing what it should not, a single view for the judge and a high
-learning rate; and with the preset's guardrails. A third, from before a single view was asked, has 12 scenes a task in place of 32.
+The records are of real runs of the mini policy (benchmarks/hacking_records.py makes such): with no cap, every cell rewarded however
+badly it is judged, nothing to keep it from changing what it should not, a single view for the judge and a high learning rate; and
+with the preset's guardrails. Another, from before a single view was asked, has 12 scenes a task in place of 32. Those under `with_blind`
+are of another draw and were looked at by measures that need no target too (docs/statistics.md tells the differences).
 """
 
 import gzip
@@ -17,8 +18,8 @@ from models.taxonomy import Taxonomy
 from ops.folders import write_metrics
 from ops.gate import GateConfig
 from ops.gate_checks import check
-from ops.policy_watch import Look, choose, summary
-from ops.probe import CHECKPOINTS, STARTS, gold_against_proxy, hacked, over_steps
+from ops.policy_watch import choose, summary
+from ops.probe import CHECKPOINTS, STARTS, Look, gold_against_proxy, hacked, over_steps
 from ops.train_policy import TrainPolicyConfig
 
 RECORDS = Path(__file__).parent / "records"
@@ -44,25 +45,44 @@ def test_a_run_without_guardrails_is_refused_by_name(tmp_path: Path) -> None:
     assert "judge up" in gate.description and "truth down" in gate.description and "between steps" in gate.description
 
 
-def test_a_fall_that_few_scenes_show_is_named_by_a_laxer_level_only(tmp_path: Path) -> None:
-    """What docs/statistics.md says the net is too coarse for: 60 scenes, the truth .56 to .42 over all tasks."""
+def test_a_fall_that_cells_are_too_small_for_shows_in_their_dimension(tmp_path: Path) -> None:
+    """60 scenes, the truth .56 to .42 over all tasks; by cell, task and all tasks alone this run passed."""
     records = stored("too_few_scenes")
-    assert len({row["condition_id"] for row in records}) == 60 and hacking(policy(tmp_path, records)).passed
-    first = hacked(records, level=0.2)[0]
-    assert (first.place, first.start) == ("all tasks", 12) and first.independent[1] < 0.43 < 0.55 < first.independent[0]
+    gate = hacking(policy(tmp_path, records))
+    assert len({row["condition_id"] for row in records}) == 60 and not gate.passed
+    assert "in text_alignment in all tasks" in gate.description
+    assert {found.place for found in hacked(records)} == {"text_alignment in all tasks"}
 
 
 def test_where_no_truth_is_known_the_second_judge_is_the_metric(tmp_path: Path) -> None:
     """The second judge of these records is led astray as well, so one that is not stands in for it."""
-    apart = [{**row, "measure_win": None, "second": 1 - row["judge"]} for row in stored("guardrails_off")]
+    apart = [{**row, "measure_win": None, "blind_win": None, "second": 1 - row["judge"]} for row in stored("guardrails_off")]
     gate = hacking(policy(tmp_path, apart))
     assert not gate.passed and "second judge down" in gate.description
 
 
+def without_truth(name: str) -> list[Look]:
+    return [{**row, "measure_win": None} for row in stored(f"with_blind/{name}")]
+
+
+def test_where_no_truth_is_known_measures_without_target_refuse_it_too(tmp_path: Path) -> None:
+    gate = hacking(policy(tmp_path, without_truth("guardrails_off")))
+    assert not gate.passed and "blind measure down" in gate.description and "consistency in all tasks" in gate.description
+
+
+def test_and_let_the_run_with_guardrails_pass_which_the_truth_does_not(tmp_path: Path) -> None:
+    """A known miss: its judge, fitted on half of the labels, was hacked in a cell of a dimension that has no reliable measure."""
+    assert hacking(policy(tmp_path, without_truth("guardrails_on"))).passed
+    gate = hacking(policy(tmp_path, stored("with_blind/guardrails_on")))
+    assert not gate.passed and {found.place for found in hacked(stored("with_blind/guardrails_on"))} == {
+        "fill/text_alignment",
+        "text_alignment in all tasks",
+    }
+
+
 def test_a_second_judge_that_is_led_astray_too_sees_nothing(tmp_path: Path) -> None:
-    """A known miss (docs/statistics.md): without a known truth the run that must be refused passes."""
-    blind = [{**row, "measure_win": None} for row in stored("guardrails_off")]
-    gate = hacking(policy(tmp_path, blind))
+    """Without these measures the run that must be refused passes: a policy that nothing reliable has looked at is not proven healthy."""
+    gate = hacking(policy(tmp_path, [{**row, "blind_win": None} for row in without_truth("guardrails_off")]))
     assert gate.passed and gate.measure == 0
 
 
@@ -72,10 +92,17 @@ def test_a_run_with_guardrails_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "chosen", "gap"), [("guardrails_off", 12, 0.0), ("guardrails_on", 24, 0.012), ("too_few_scenes", 24, 0.056)]
+    ("name", "chosen", "gap"),
+    [
+        ("guardrails_off", 12, 0.0),
+        ("guardrails_on", 24, 0.012),
+        ("too_few_scenes", 24, 0.056),
+        ("with_blind/guardrails_off", 12, 0.0),
+        ("with_blind/guardrails_on", 36, 0.013),
+    ],
 )
-def test_what_the_second_judge_would_have_delivered(name: str, chosen: int, gap: float) -> None:
-    """With the default of `policy.enough`; the last run's choice lies more than the .05 asked below the best in hindsight, and says so."""
+def test_what_would_have_been_delivered(name: str, chosen: int, gap: float) -> None:
+    """With the default of `policy.enough`; the third choice lies more than the .05 asked below the best in hindsight, and says so."""
     records = stored(name)
     step = choose(records, TrainPolicyConfig.model_fields["enough"].default)
     truth = {point["step"]: point["measure_win"] for point in summary(records)}
@@ -83,9 +110,12 @@ def test_what_the_second_judge_would_have_delivered(name: str, chosen: int, gap:
     assert truth[step] >= truth[max(truth)] - 0.01  # and no worse than the last checkpoint, which is delivered where nobody chooses
 
 
-def test_the_choice_on_the_hacked_run_hangs_on_how_much_is_enough() -> None:
-    """As docs/statistics.md says: what is chosen with a little more lies more than the .05 asked below the best."""
-    assert [choose(stored("guardrails_off"), enough) for enough in (0.58, 0.6, 0.62)] == [12, 12, 48]
+def test_the_second_judge_s_choice_hangs_on_how_much_is_enough_and_with_reliable_measures_it_does_not() -> None:
+    """As docs/statistics.md says: on both runs without guardrails step 48 lies more than the .05 asked below the best."""
+    records = stored("with_blind/guardrails_off")
+    alone: list[Look] = [{**row, "blind_win": None} for row in records]
+    choices = [[choose(rows, enough) for enough in (0.58, 0.6, 0.62)] for rows in (stored("guardrails_off"), alone, records)]
+    assert choices == [[12, 12, 48], [12, 48, 48], [12, 12, 12]]
 
 
 def test_records_that_cannot_be_read_or_miss_the_delivered_step_fail(tmp_path: Path) -> None:
@@ -111,6 +141,7 @@ def rows(steps: dict[int, tuple[float, float]], cells: int = 1, sources: int = 1
             "judge": judge,
             "second": judge,
             "measure_win": float(rng.random() < true),
+            "blind_win": None,
         }
         for step, (judge, true) in steps.items()
         for cell in range(cells)

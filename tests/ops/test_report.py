@@ -153,7 +153,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (made["policy-static"] / "checkpoints.jsonl").write_bytes(gzip.decompress((RECORDS / "guardrails_off.jsonl.gz").read_bytes()))
     looks = summary(read_checkpoints(made["policy-static"] / "checkpoints.jsonl"))
     rewarded = {task.name: [name for name in task.dimensions if (task.name, name) not in SILENT] for task in TAXONOMY.active}
-    write_metrics(made["policy-static"], {"steps": 60, "best_step": 24, "rewarded": rewarded, "looks": looks})
+    write_metrics(made["policy-static"], {"steps": 60, "best_step": 24, "over_optimised": [36, 48], "rewarded": rewarded, "looks": looks})
     _evaluation(made["evaluation"], made["curated_dataset"], rng)
     write_metrics(made["onnx"], {"relative_error": 3.2e-6})
     write_metrics(made["engine"], {"bytes": 3_100_000, "architectures": [80, 86, 89], "verified": False})
@@ -216,7 +216,7 @@ def test_report_json_has_every_key(folders: dict[str, Path], tmp_path: Path) -> 
         counted = {"task", "n", "n_without_truth", "origins"}
         assert set(report["policy"][mode]["tasks"][0]) == counted | {"win_rate", "lo", "hi", "se"} | confirming
         assert set(report["policy"][mode]["judge_on_edits"]["cells"][0]) == {"task", "dimension", "n", "accuracy", "lo", "hi"}
-        assert set(report["training"][mode]) == {"steps", "best_step", "rewarded", "looks"}
+        assert set(report["training"][mode]) == {"steps", "best_step", "over_optimised", "rewarded", "looks"}
         assert set(report["policy"][mode]["cells"][0]) >= {"task", "dimension", "n", "win_rate", "lo", "hi", "judge_win_rate"}
     assert report["onnx"] == {"relative_error": 3.2e-6}
     assert report["engine"] == {"bytes": 3_100_000, "architectures": [80, 86, 89], "verified": False}
@@ -239,6 +239,7 @@ def test_the_page_says_which_checkpoint_was_delivered_and_which_cells_gave_no_re
     words = " ".join(_Page(path.read_text()).words.split("While the policy was trained")[1].split("Absolute quality")[0].split())
     assert "delivered after 24 iterations" in words and "won 49.6%" in words
     assert "best in hindsight, after 12, won 51.2%" in words
+    assert words.count("over-optimised after") == 1 and "static: over-optimised after 36, 48 iterations" in words
     assert "no reward came from Text rendering · text alignment, Text rendering · legibility:" in words
 
 

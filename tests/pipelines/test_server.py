@@ -43,20 +43,22 @@ MADE_BY = "query($id: ID!) { runOrError(runId: $id) { ... on Run { assetMaterial
 
 @pytest.fixture(scope="module")
 def chain_server(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`onereward dev` at toy size with every asset materialized, one run each, in the chain's order, as the UI launches them."""
-    folder = tmp_path_factory.mktemp("server")
+    """`onereward dev` at toy size with every asset materialized as the UI launches them: one alone, several at once, a backfill.
+
+    A run is a process of its own, which imports everything anew: one for each asset would take minutes.
+    """
+    folder, place = tmp_path_factory.mktemp("server"), CHAIN.index(POLICY.name)
     with serve(write_toy(folder, tiny_weights), folder / "home") as server:
-        runs: list[str] = []
-        for name in CHAIN:
-            if name == POLICY.name:
-                for run_id in runs:
-                    server.end(run_id)  # the daemon starts a backfill's run ahead of runs that wait in the queue
-                runs.append(server.backfill(name, list(POLICY.modes)))
-            else:
-                runs.append(server.launch(ASSET_JOB, [name], [name] if name in GATED else []))
-        for run_id in runs:
+        above = [launch(server, CHAIN[:1]), launch(server, CHAIN[1:place])]
+        for run_id in above:
+            server.end(run_id)  # the daemon starts a backfill's run ahead of runs that wait in the queue
+        for run_id in [server.backfill(POLICY.name, list(POLICY.modes)), launch(server, CHAIN[place + 1 : -1]), launch(server, CHAIN[-1:])]:
             server.end(run_id)
         yield server
+
+
+def launch(server: Server, names: list[str]) -> str:
+    return server.launch(ASSET_JOB, names, [name for name in names if name in GATED])
 
 
 @pytest.fixture(scope="module")
