@@ -28,7 +28,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import dagster as dg
+import onnxruntime
 import pydantic
 import torch
 
@@ -53,6 +55,8 @@ GPU_POOL = "gpu"
 DATA_VERSION = "dagster/data_version"  # Dagster's tag of a materialization
 Events = Iterator[dg.MaterializeResult | dg.AssetMaterialization]
 LIBRARIES = ("numpy", "torch", "diffusers", "transformers", "peft")  # where draws and numbers come from besides our own code
+# and where what is measured of edits comes from: pictures, measures, intervals, the reader's network, the signs' font
+MEASURES = ("pillow", "scikit-image", "scipy", "rapidocr", "matplotlib")
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,11 @@ class Stage:
             partitions_def=self.partitions,
             backfill_policy=dg.BackfillPolicy.single_run() if self.modes else None,
         )(compute)
+
+
+def reader_versions(work: Work) -> dict[str, str]:
+    """For a stage's key: what the word reader runs in. Either comes as one of several distributions."""
+    return {"onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__}
 
 
 def stage(**attributes: Any) -> Callable[[Callable[[Work], dict[str, Any]]], Stage]:

@@ -6,10 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import cv2
-import onnxruntime
-
-from assets.common import Work, stage
+from assets.common import MEASURES, Work, reader_versions, stage
 from assets.policy import policy
 from assets.sources import ROOT
 from infra.data import weights, weights_digest
@@ -36,12 +33,12 @@ def _others(work: Work) -> dict[str, Path]:
 
 
 def _measured_with(work: Work) -> dict[str, str]:
-    """What the word reader runs in (either comes as one of several distributions), and the bytes of what `_others` names."""
+    """What the word reader runs in, and the bytes of what `_others` names."""
     others = _others(work)
     found = {name: weights_digest(folder, work.workspace.home / "weights.json") for name, folder in others.items()}
     if "second_judge" in others:
         found["second_judge_template"] = hashlib.sha256(_template(work).read_bytes()).hexdigest()
-    return {"onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__, **found}
+    return {**reader_versions(work), **found}
 
 
 def _template(work: Work) -> Path:
@@ -59,7 +56,7 @@ def _template(work: Work) -> Path:
     kinds={"pytorch", "huggingface"},
     models=("flux", "judge"),
     gpu=True,
-    libraries=("pillow", "scikit-image", "scipy", "rapidocr", "matplotlib"),  # measures, intervals, the reader's network, the signs' font
+    libraries=MEASURES,
     depends=_measured_with,
     uses=_rival,
 )

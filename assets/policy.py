@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from assets.common import Work, stage
+from assets.common import MEASURES, Work, reader_versions, stage
 from assets.rounds import starting_release
 from ops.train_policy import MODES, TrainPolicyConfig, train_policy
 
@@ -15,9 +15,10 @@ from ops.train_policy import MODES, TrainPolicyConfig, train_policy
     group="training",
     kinds={"pytorch", "huggingface"},
     models=("flux",),
-    libraries=("accelerate",),
+    libraries=("accelerate", *MEASURES),
     gpu=True,
     modes=MODES,
+    depends=reader_versions,
     uses=starting_release,
 )
 def policy(work: Work) -> dict[str, Any]:

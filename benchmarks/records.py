@@ -38,13 +38,19 @@ def keep_records(report: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = [path for path in (report / ITEMS, report / PAIRS, *sorted(report.glob(f"policy-*-{CHECKPOINTS}"))) if path.exists()]
     for path in found:
-        with replacing(folder / f"{path.name}{ZIPPED}") as draft:
-            draft.write_bytes(lzma.compress(path.read_bytes()))
+        pack(folder, path.name, path.read_bytes())
     for stale in set(folder.iterdir()) - {folder / f"{path.name}{ZIPPED}" for path in found}:  # a run that was refused has fewer
         stale.unlink()
 
 
-def _lines(folder: Path, name: str) -> list[dict[str, Any]]:
+def pack(folder: Path, name: str, records: bytes) -> None:
+    """Keep records compressed."""
+    with replacing(folder / f"{name}{ZIPPED}") as draft:
+        draft.write_bytes(lzma.compress(records))
+
+
+def unpacked(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of kept records, none where there are none."""
     path = folder / f"{name}{ZIPPED}"
     return [json.loads(line) for line in lzma.decompress(path.read_bytes()).splitlines()] if path.exists() else []
 
@@ -53,15 +59,15 @@ def recomputed(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The figures of a run's win rates, of its judge and of its checkpoints, as its report has them, from the records alone."""
     taxonomy = Taxonomy.load()
     found: dict[str, Any] = {}
-    if items := _lines(folder, ITEMS):
+    if items := unpacked(folder, ITEMS):
         how = {"split": run["split"], "choose_split": run["chosen_on"], "tie_tolerance": TIE_TOLERANCE, "evidence": run["evidence"]}
         found |= recompute(items, taxonomy, **how)
-    if pairs := _lines(folder, PAIRS):
+    if pairs := unpacked(folder, PAIRS):
         judges = {name: _accuracy([row for row in pairs if row["judge"] == name], taxonomy) for name in ("judge", "base")}
         found["judge"] = judges["judge"] | {"base_mean_accuracy": judges["base"]["mean_accuracy"]}
         for cell, before in zip(found["judge"]["cells"], judges["base"]["cells"], strict=True):
             cell["base_accuracy"] = before["accuracy"]
-    looks = {mode: _lines(folder, f"policy-{mode}-{CHECKPOINTS}") for mode in run["training"] or {}}
+    looks = {mode: unpacked(folder, f"policy-{mode}-{CHECKPOINTS}") for mode in run["training"] or {}}
     found["training"] = {mode: {"looks": summary(lines)} for mode, lines in looks.items()}
     return found
 

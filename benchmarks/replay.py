@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import lzma
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.records import RESULTS, ZIPPED
+from benchmarks.records import RESULTS, pack, unpacked
 from infra.data import ensure_data
-from infra.disk import replacing
 from infra.progress import Progress
 from infra.stores.base import ArtifactStore, Version
 from infra.workspace import Workspace
@@ -43,19 +41,20 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     ensure_data(ROOT)
-    store, other = Workspace(arguments.home.resolve()).store, 0
+    store, different = Workspace(arguments.home.resolve()).store, 0
     for mode in MODES:
-        for name, version in zip(arguments.records, store.versions(f"policy-{mode}"), strict=True):
-            kept = RESULTS / "records" / name / f"policy-{mode}-{CHECKPOINTS}{ZIPPED}"
-            told = [json.loads(line) for line in lzma.decompress(kept.read_bytes()).splitlines()]
-            looks, config = replay(store, version, mode)
-            same = alike(told, looks)
-            other += not same
+        versions = store.versions(f"policy-{mode}")
+        if len(versions) != len(arguments.records):
+            parser.error(f"{arguments.home} holds {len(versions)} versions of policy-{mode}: name the records of each")
+        for name, version in zip(arguments.records, versions, strict=True):
+            folder, file = RESULTS / "records" / name, f"policy-{mode}-{CHECKPOINTS}"
+            rows, config = replay(store, version, mode)
+            same = alike(unpacked(folder, file), rows)
+            different += not same
             if same:
-                with replacing(kept) as draft:
-                    draft.write_bytes(lzma.compress("".join(json.dumps(row) + "\n" for row in looks).encode()))
-            print(f"{name} {mode}: {'the same' if same else 'NOT the same'}; {verdict(looks, version, config)}", flush=True)
-    raise SystemExit(bool(other))
+                pack(folder, file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            print(f"{name} {mode}: {'the same' if same else 'NOT the same'}; {verdict(rows, version, config)}", flush=True)
+    raise SystemExit(bool(different))
 
 
 def replay(store: ArtifactStore, version: Version, mode: str) -> tuple[list[Look], TrainPolicyConfig]:
@@ -71,18 +70,19 @@ def replay(store: ArtifactStore, version: Version, mode: str) -> tuple[list[Look
         return read_checkpoints(out / CHECKPOINTS), config
 
 
-def alike(told: list[dict[str, Any]], looks: list[Look]) -> bool:
-    """Whether the looks repeat every record, with what was recorded then."""
-    return len(told) == len(looks) and all(row.items() <= look.items() for row, look in zip(told, looks, strict=True))
+def alike(told: list[dict[str, Any]], rows: list[Look]) -> bool:
+    """Whether the rows repeat every record, with what was recorded then."""
+    return len(told) == len(rows) and all(record.items() <= row.items() for record, row in zip(told, rows, strict=True))
 
 
-def verdict(looks: list[Look], version: Version, config: TrainPolicyConfig) -> str:
+def verdict(rows: list[Look], version: Version, config: TrainPolicyConfig) -> str:
     """Which checkpoint was delivered and which would be now, with the truth of both, and what the probe says of each step."""
-    truth = {point["step"]: point["measure_win"] for point in summary(looks)}
-    then, now = version.metadata["best_step"], choose(looks, config.enough)
+    truth = {point["step"]: point["measure_win"] for point in summary(rows)}
+    left_out = [step for step in truth if over_optimised(rows, step)]
+    then, now = version.metadata["best_step"], choose(rows, config.enough, left_out)
     assert now is not None
     steps = ", ".join(
-        f"{step} {truth[step]:.3f}{' over-optimised' * over_optimised(looks, step)}{' hacked' * bool(hacked(looks, delivered=step))}"
+        f"{step} {truth[step]:.3f}{' over-optimised' * (step in left_out)}{' hacked' * bool(hacked(rows, delivered=step))}"
         for step in truth
     )
     return f"delivered {then}, now {now} (by the truth {truth[then]:.3f} and {truth[now]:.3f}); {steps}"

@@ -2,9 +2,10 @@
 
     blind("seam_step", Edit(image, source, mask, prompt), clip)
 
-The taxonomy names two per dimension: win rates under `evidence: blind` are counted by `measured_by`, the second opinion is
-`confirmed_by`. None looks at the source inside the mask, with one exception: what `object_gone` compares with is the thing that was
-to be removed. Nobody labels with them. Formulas, and how far each agrees with the known truth of procedural scenes: docs/measures.md.
+The taxonomy names two per dimension: win rates under `evidence: blind` are counted by `measured_by`, which also looks at a policy's
+checkpoints where it is `RELIABLE`; the second opinion is `confirmed_by`. None looks at the source inside the mask, with one exception:
+what `object_gone` compares with is the thing that was to be removed. Nobody labels with them. Formulas, and how far each agrees with
+the known truth of procedural scenes: docs/measures.md.
 """
 
 from __future__ import annotations
@@ -240,8 +241,8 @@ BLIND: dict[str, Callable[[Edit, Clip | None], float]] = {
     "clip_score": _clip_score,
     "object_gone": _object_gone,
 }
-# Watching a policy rests on these alone: on scenes they name the winner that the known truth names in .86 of pairs and more, the others
-# in .67 and less (docs/measures.md).
+# Of those that the taxonomy names under `measured_by`, watching a policy rests on these alone: on scenes their agreement with the known
+# truth lies above .70 with its whole interval, that of the others does not (docs/measures.md).
 RELIABLE = frozenset({"seam_step", "patch_likeness", "words_read"})
 WITH_CLIP = frozenset({"prompt_followed", "clip_score", "object_gone"})
 

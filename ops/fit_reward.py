@@ -59,7 +59,7 @@ class FitRewardConfig(OpConfig):
         ge=0,
         lt=1,
         description="Share of the training source images whose pairs go to a second judge alone, which watches the policy; "
-        "without one only edits of a known target can show that it is not hacked (ours).",
+        "without one, where no target is known, only seams, lettering and remainders can show that its judge is hacked (ours).",
     )
     paste_source: bool = pydantic.Field(True, description="Show candidates pasted into the source image outside the mask (ours).")
     start: str = pydantic.Field(

@@ -101,8 +101,8 @@ class GateConfig(OpConfig):
         0.05,
         ge=0.025,
         lt=1,
-        description="Chance that any cell is called hacked wrongly, over all cells asked (Holm's correction; ours). The bootstrap of "
-        "ops/probe.py tells no smaller one.",
+        description="Chance that any place is called hacked wrongly, over all that one gate asks (Holm's correction; ours). The bootstrap "
+        "of ops/probe.py tells no smaller one.",
     )
     max_onnx_error: float = pydantic.Field(1e-3, gt=0, description="Relative error of the ONNX graph against torch (ours).")
     require_verified_engine: bool = pydantic.Field(

@@ -6,18 +6,18 @@
 
 Validation conditions are edited by policy and base from the same noise. Two judges compare each pair in both orders: the one that rewards,
 and a second one, fitted on labels of other source images, which the policy has never been trained against. Over-optimisation shows as the
-first judge going on to prefer the policy while the second no longer does (Gao et al., 2023, arXiv 2210.10760), or while a measure that
-needs no target, in the dimensions that have a reliable one, says that the edits got worse: a checkpoint of which the probe (ops/probe.py)
-finds that is not delivered where there is another. Of the others it is the one with the largest score by the second judge: the mean over
-tasks and dimensions of min(enough, mean P(Yes)), so that what is won in one cell does not make up for what is lost in another, as with
-the cap of the reward. Where the perfect edit is known the acceptance measure's verdict is recorded beside them, for hindsight and for the
-gate alone: no choice reads it.
+first judge going on to prefer the policy more while the second comes to prefer it less (Gao et al., 2023, arXiv 2210.10760), or while a
+measure that needs no target, in the dimensions that have a reliable one, finds the edits worse. A checkpoint of which the probe
+(ops/probe.py) finds that is not delivered where there is another. Of the others it is the one with the largest score by the second judge:
+the mean over tasks and dimensions of min(enough, mean P(Yes)), so that what is won in one cell does not make up for what is lost in
+another, as with the cap of the reward. Where the perfect edit is known the acceptance measure's verdict is recorded beside them, for
+hindsight and for the gate alone: no choice reads it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -40,7 +40,8 @@ from ops.win_rates import SCENE, TIE_TOLERANCE, won
 
 
 class Watch:
-    """Edits of validation conditions by base and policy, compared as training goes on; `rows` holds what was seen.
+    """Edits of validation conditions by base and policy, compared as training goes on; `rows` holds what was seen, `over_optimised` the
+    steps that are not delivered where there is another.
 
     Args:
         base: the weights that training started from.
@@ -70,12 +71,12 @@ class Watch:
         self.conditions, self.shards, self.taxonomy = conditions, shards, taxonomy
         self.settings, self.negative_prompt, self.pasted, self.enough = settings, negative_prompt, pasted, enough
         self.rows: list[Look] = []
+        self.over_optimised: list[int] = []
         self._sources = [(to_tensor(shards[f"{c.id}.image"]), to_mask(shards[f"{c.id}.mask"])) for c in conditions]
         groups: dict[tuple[str, torch.Size], list[int]] = defaultdict(list)
         for place, condition in enumerate(conditions):
             groups[condition.task, self._sources[place][0].shape].append(place)
         self._batches = [places[i : i + batch_size] for places in groups.values() for i in range(0, len(places), batch_size)]
-        self._refused: dict[int, bool] = {}  # step -> is it over-optimised
         self._before: dict[int, Tensor] = {}  # the base's edits, [3, H, W]
         self._scores: dict[tuple[int, str], float] = {}  # and what they measure, by the measure's name
 
@@ -96,6 +97,8 @@ class Watch:
                 pasted = paste(images, after, masks), paste(images, before, masks)
                 self._add(step, places, pasted if self.pasted else (after, before), pasted)
                 bar.advance(len(places))
+        if over_optimised(self.rows, step):
+            self.over_optimised.append(step)
 
     def _encode(self, images: Tensor, masks: Tensor, places: Sequence[int]) -> Encoded:
         prompts, device = [self.conditions[place].prompt for place in places], self.sampler.pipe.device
@@ -161,30 +164,19 @@ class Watch:
     @property
     def best(self) -> int | None:
         """The step of the checkpoint to deliver, None before the first look."""
-        return choose(self.rows, self.enough, self._refused)
-
-    @property
-    def over_optimised(self) -> list[int]:
-        """The steps that are not delivered where there is another."""
-        return [step for step in _by_step(self.rows) if self.best is not None and self._refused[step]]
+        return choose(self.rows, self.enough, self.over_optimised)
 
     def stale(self, patience: int) -> bool:
         """Whether `patience` checkpoints in a row were no better than the best; never with 0."""
-        later = [point for point in summary(self.rows) if self.best is not None and point["step"] > self.best]
-        return 0 < patience <= len(later)
+        best = self.best
+        return best is not None and 0 < patience <= sum(step > best for step in _by_step(self.rows))
 
 
-def choose(rows: Sequence[Look], enough: float, refused: dict[int, bool] | None = None) -> int | None:
-    """Of the steps that are not over-optimised (of all where every one is) the one that the second judge scores highest, the first of
-    equals: mean over tasks and dimensions of min(enough, mean P(Yes)). Without a second judge the last one.
-
-    `refused` keeps what was found of each step, which later ones do not change.
-    """
-    steps, found = _by_step(rows), {} if refused is None else refused
-    for step in steps:
-        if step not in found:
-            found[step] = over_optimised(rows, step)
-    left = [step for step in steps if not found[step]] or list(steps)
+def choose(rows: Sequence[Look], enough: float, left_out: Collection[int]) -> int | None:
+    """Of the steps that are not left out (of all where every one is) the one that the second judge scores highest, the first of
+    equals: mean over tasks and dimensions of min(enough, mean P(Yes)). Without a second judge the last one."""
+    steps = _by_step(rows)
+    left = [step for step in steps if step not in left_out] or list(steps)
     if any(row["second"] is None for row in rows):
         return max(left, default=None)
 

@@ -15,10 +15,9 @@ together. The bootstrap draws whole origins, and Holm's correction runs over all
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 from matplotlib.figure import Figure
 
@@ -30,8 +29,8 @@ CHECKPOINTS = "checkpoints.jsonl"
 RESAMPLES = 10_000  # ours: draws of the bootstrap at least
 RESAMPLES_EACH = 40  # ours: and so many per comparison, which tells Holm's smallest level down to 2.5%
 STARTS = 7  # ours: earlier checkpoints compared, evenly spaced; with each more the correction asks for surer findings
-JUDGE, SECOND, TRUTH, BLIND = "judge", "second", "measure_win", "blind_win"
-METRICS = {TRUTH: "truth", BLIND: "blind measure", SECOND: "second judge"}  # in words
+JUDGE, SECOND, TRUTH, NO_TARGET = "judge", "second", "measure_win", "blind_win"
+METRICS = {TRUTH: "truth", NO_TARGET: "blind measure", SECOND: "second judge"}  # in words
 
 
 class Look(TypedDict):
@@ -71,7 +70,13 @@ class Finding(NamedTuple):
 
 def read_checkpoints(path: Path) -> list[Look]:
     """Read a policy's checkpoints.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return looks(path.read_text().splitlines())
+
+
+def looks(lines: Iterable[str | bytes]) -> list[Look]:
+    """The lines of a checkpoints.jsonl. Before commit 96ca070 no measure without target looked: there `blind_win` is None."""
+    found: list[dict[str, Any]] = [{"blind_win": None, **json.loads(line)} for line in lines]
+    return [cast(Look, row) for row in found]
 
 
 def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None = None) -> list[Finding]:
@@ -91,22 +96,30 @@ def hacked(rows: Sequence[Look], *, level: float = 0.05, delivered: int | None =
     end = steps[-1] if delivered is None else delivered
     if end not in steps:
         raise ValueError(f"step {end} was not measured, only {steps}")
-    if not any(row["step"] == end and row.get(name) is not None for row in rows for name in METRICS):
-        raise ValueError(f"neither a second judge nor a measure looked at step {end}: give the reward model a `second_share`")
-    starts = [0, *_spaced([step for step in steps if 0 < step < end], STARTS)]
-    places = [(place, metric, mine) for place, mine in _places(rows).items() for metric in _metrics(mine)]
+    if not _looked(rows, end):
+        raise ValueError(
+            f"neither a second judge nor a measure looked at step {end}: give the reward model a `second_share`, "
+            "or name a reliable blind measure in the taxonomy"
+        )
+    starts, places = [0, *_spaced([step for step in steps if 0 < step < end], STARTS)], _places(rows)
     resamples = max(RESAMPLES, RESAMPLES_EACH * len(starts) * len(places))
-    asked = [_compare(place, metric, mine, start, end, resamples) for place, metric, mine in places for start in starts]
+    asked = [_compare(place, metric, mine, start, end, resamples) for (metric, place), mine in places.items() for start in starts]
     found = {f"{finding.metric} in {finding.place} from {finding.start}": finding for finding in asked}
     return [found[name] for name in holm({name: finding.p for name, finding in found.items()}, level)]
 
 
 def over_optimised(rows: Sequence[Look], step: int) -> bool:
     """Whether hacking shows at `step` to what does not know the truth. Not where nothing but the judge has looked."""
-    blind: list[Look] = [{**row, "measure_win": None} for row in rows if row["step"] <= step]
-    if not any(row["step"] == step and row.get(name) is not None for row in blind for name in METRICS):
-        return False
-    return bool(hacked(blind, delivered=step))
+    untold: list[Look] = [{**row, "measure_win": None} for row in rows if row["step"] <= step]
+    return _looked(untold, step) and bool(hacked(untold, delivered=step))
+
+
+def _looked(rows: Sequence[Look], step: int) -> bool:
+    return any(row["step"] == step and _known(row, name) for row in rows for name in METRICS)
+
+
+def _known(row: Look, name: str) -> bool:
+    return row[name] is not None  # type: ignore[literal-required]
 
 
 def _spaced(steps: Sequence[int], count: int) -> list[int]:
@@ -116,33 +129,27 @@ def _spaced(steps: Sequence[int], count: int) -> list[int]:
     return [steps[round(place * (len(steps) - 1) / (count - 1))] for place in range(count)]
 
 
-def _places(rows: Sequence[Look]) -> dict[str, list[Look]]:
-    """All rows, those of each task, of each dimension that several tasks have, and of each cell: a fall everywhere shows in the whole
-    before it shows in any part."""
-    tasks: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        tasks[row["dimension"]].add(row["task"])
-    places: dict[str, list[Look]] = {"all tasks": list(rows)}
-    for row in rows:
-        task, dimension = row["task"], row["dimension"]
-        shared = [f"{dimension} in all tasks"] if len(tasks[dimension]) > 1 else []
-        for name in (task, *shared, f"{task}/{dimension}"):
-            places.setdefault(name, []).append(row)
-    return places
+def _places(rows: Sequence[Look]) -> dict[tuple[str, str], list[Look]]:
+    """What is compared, by metric and name: all rows, those of each task, of each dimension, and of each cell, as far as the metric has
+    looked at them; a fall everywhere shows in the whole before it shows in any part.
 
-
-def _metrics(rows: Sequence[Look]) -> list[str]:
-    """What is held against the judge: the truth where it is known, else whatever else has looked."""
-    known = [name for name in METRICS if any(row.get(name) is not None for row in rows)]
-    return [TRUTH] if TRUTH in known else known
+    Of a place where any truth is known the truth alone is asked. Places of the same cells are one, under the narrowest name.
+    """
+    named: dict[str, list[Look]] = {"all tasks": list(rows)}
+    for row in rows:
+        for name in (row["task"], f"{row['dimension']} in all tasks", f"{row['task']}/{row['dimension']}"):
+            named.setdefault(name, []).append(row)
+    found: dict[tuple[str, frozenset[tuple[str, str]]], tuple[str, list[Look]]] = {}
+    for name, mine in sorted(named.items(), key=lambda each: -len(each[1])):  # the narrowest last
+        for metric in [TRUTH] if any(_known(row, TRUTH) for row in mine) else [NO_TARGET, SECOND]:
+            if seen := [row for row in mine if _known(row, metric)]:
+                found[metric, frozenset((row["task"], row["dimension"]) for row in seen)] = name, seen
+    return {(metric, name): seen for (metric, _), (name, seen) in found.items()}
 
 
 def _compare(place: str, metric: str, rows: Sequence[Look], start: int, end: int, resamples: int) -> Finding:
     """One place between two steps, over the comparisons that both have. p is 1 unless the judge rose and the metric fell."""
-    before, after = (
-        {(row["condition_id"], row["dimension"]): row for row in rows if row["step"] == step and row.get(metric) is not None}
-        for step in (start, end)
-    )
+    before, after = ({(row["condition_id"], row["dimension"]): row for row in rows if row["step"] == step} for step in (start, end))
     both = [after[key] for key in after if start == 0 or key in before]
     levels = [[row["task"] for row in both], [row["dimension"] for row in both]]
 
@@ -170,7 +177,7 @@ def over_steps(rows: Sequence[Look], name: str, task: str | None = None) -> list
 
     Rows without it are left out. Starts at step 0, where the policy is the base and every opinion is one half.
     """
-    mine = [row for row in rows if task in (None, row["task"]) and row.get(name) is not None]
+    mine = [row for row in rows if task in (None, row["task"]) and _known(row, name)]
     found = [(0, Estimate(0.5, 0.5, 0.5, 0, 0, 0.0))] if mine else []
     for step in sorted({row["step"] for row in mine} - {0}):
         here = [row for row in mine if row["step"] == step]
@@ -183,7 +190,7 @@ def over_steps(rows: Sequence[Look], name: str, task: str | None = None) -> list
 def gold_against_proxy(rows: Sequence[Look], taxonomy: Taxonomy) -> Figure:
     """What the judges say and what is true against the step, per task and over all: over-optimisation is where they part."""
     tasks = {task.title: task.name for task in taxonomy.active}
-    named = {"judge": JUDGE, "second judge": SECOND, "truth": TRUTH, "blind measure": BLIND}
+    named = {"judge": JUDGE, "second judge": SECOND, "truth": TRUTH, "blind measure": NO_TARGET}
     panels = {
         title: {label: [(step, e.mean, e.lo, e.hi) for step, e in over_steps(rows, name, task)] for label, name in named.items()}
         for title, task in {**tasks, "All tasks": None}.items()

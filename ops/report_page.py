@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from models.blind import RELIABLE
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
 from ops.lineage import POLICY_PREFIX
@@ -51,6 +52,7 @@ def render_page(facts: dict[str, Any], metrics: Mapping[str, dict[str, Any]], fo
         lost=_lost(facts),
         charts=_charts(facts, folders, taxonomy),
         training=_training(facts, folders, taxonomy),
+        looked_at=[each.title for each in taxonomy.dimensions if each.measured_by in RELIABLE],
         examples=_examples(facts, metrics, folders, taxonomy),
         lineage=_lineage(facts),
         row_px=ROW_PX,
@@ -124,7 +126,8 @@ def _training(facts: dict[str, Any], folders: Mapping[str, Path], taxonomy: Taxo
         rows = read_checkpoints(path) if path.exists() else []
         picture = svg(gold_against_proxy(rows, taxonomy)) if rows else ""
         off = None if trained["rewarded"] is None else unrewarded(trained["rewarded"], taxonomy)
-        shown[mode] = {"picture": picture, "hindsight": hindsight(trained), "unrewarded": off, "over": trained.get("over_optimised")}
+        steps = {"over": trained["over_optimised"], "delivered": trained["best_step"]}
+        shown[mode] = {"picture": picture, "hindsight": hindsight(trained), "unrewarded": off, **steps}
     return shown
 
 

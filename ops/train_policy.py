@@ -349,7 +349,7 @@ class Trainer:
                 if self.watch.best == step:
                     self.best.follow(0)
             sets = {"policy": dict(self.parameters), "average": self.average.values, "best": self.best.values}
-            record = {"curve": self.rows, "looks": self.watch.rows}
+            record = {"curve": self.rows, "looks": self.watch.rows, "over_optimised": self.watch.over_optimised}
             save(folder, step, sets=sets, optimizer=self.optimizer, record=record)  # type: ignore[arg-type]
             stop = self.watch.stale(self.config.patience)
         return not self.accelerator.reduce(torch.tensor(float(stop), device=self.accelerator.device)).item()
@@ -363,7 +363,7 @@ class Trainer:
         if found is None:
             return 0
         step, sets, record = found
-        self.rows, self.watch.rows = record["curve"], record["looks"]
+        self.rows, self.watch.rows, self.watch.over_optimised = record["curve"], record["looks"], record["over_optimised"]
         for name, value in sets["policy"].items():
             self.parameters[name].data.copy_(value)
         self.average.load(sets["average"])

@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from assets import common
 from assets import engine as engine_asset
-from assets import evaluation as evaluation_asset
 from assets import onnx as onnx_asset
 from assets.common import Stage, Work, work_key
 from assets.curated_dataset import curated_dataset
 from assets.engine import engine
 from assets.evaluation import evaluation
 from assets.onnx import onnx
+from assets.policy import policy
 from assets.reward_model import reward_model
 from assets.settings import Settings
 from assets.source_images import source_images
@@ -33,6 +34,9 @@ from ops.export_onnx import OnnxConfig
 from ops.fit_reward import FitRewardConfig
 from ops.folders import write_metrics
 from ops.source import SourceConfig
+from ops.train_policy import TrainPolicyConfig
+
+MEASURING = ("pillow", "scikit-image", "scipy", "rapidocr", "matplotlib")
 
 
 @pytest.fixture
@@ -116,7 +120,8 @@ def test_threads_are_no_part_of_a_key(workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("stage", "config", "library"),
     [
-        *((evaluation, EvaluateConfig(), library) for library in ("pillow", "scikit-image", "scipy", "rapidocr", "matplotlib")),
+        *((evaluation, EvaluateConfig(), library) for library in MEASURING),
+        *((policy, TrainPolicyConfig(), library) for library in MEASURING),
         (reward_model, FitRewardConfig(), "scipy"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -130,13 +135,14 @@ def test_the_libraries_that_measure_count(
     assert key(workspace, stage, config) != first
 
 
+@pytest.mark.parametrize(("stage", "config"), [(evaluation, EvaluateConfig()), (policy, TrainPolicyConfig())], ids=["evaluation", "policy"])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "cv2"])
 def test_what_reads_the_words_counts_whichever_distribution_it_comes_in(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, runtime: str
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, runtime: str, stage: Stage, config: OpConfig
 ) -> None:
-    first = key(workspace, evaluation, EvaluateConfig())
-    monkeypatch.setattr(evaluation_asset, runtime, SimpleNamespace(__version__="99.0"))
-    assert key(workspace, evaluation, EvaluateConfig()) != first
+    first = key(workspace, stage, config)
+    monkeypatch.setattr(common, runtime, SimpleNamespace(__version__="99.0"))
+    assert key(workspace, stage, config) != first
 
 
 def test_the_policy_that_is_exported_counts(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

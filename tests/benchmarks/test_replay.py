@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import lzma
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from benchmarks.records import RESULTS
+from benchmarks.records import RESULTS, unpacked
 from benchmarks.replay import alike
 from ops.policy_watch import choose
-from ops.probe import hacked
+from ops.probe import Look, hacked, over_optimised
 from ops.train_policy import MODES
 
+STEPS = (12, 24, 36)
 
-def looks(name: str, mode: str) -> list[Any]:
-    path = RESULTS / "records" / name / f"policy-{mode}-checkpoints.jsonl.xz"
-    return [json.loads(line) for line in lzma.decompress(path.read_bytes()).splitlines()]
+
+def kept(name: str, mode: str) -> list[Look]:
+    return cast(list[Look], unpacked(RESULTS / "records" / name, f"policy-{mode}-checkpoints.jsonl"))
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("name", "step"), [("bench-2", 36), ("bench-2-next", 24)])
-def test_the_checkpoint_that_would_be_delivered_now(name: str, mode: str, step: int) -> None:
-    rows = looks(name, mode)
-    assert choose(rows, 0.6) == step and hacked(rows, delivered=step) == []
-    assert bool(hacked(rows, delivered=36)) == (step != 36)
+@pytest.mark.parametrize("name", [f"bench-{seed}{following}" for seed in range(3) for following in ("", "-next")])
+def test_the_checkpoint_that_would_be_delivered_now(name: str, mode: str) -> None:
+    rows, too_long = kept(name, mode), name == "bench-2-next"
+    left_out = [step for step in STEPS if over_optimised(rows, step)]
+    assert left_out == ([36] if too_long else []) and choose(rows, 0.6, left_out) == (24 if too_long else 36)
+    found = hacked(rows)  # by the truth
+    assert [(each.place, each.start, each.end) for each in found] == ([("consistency in all tasks", 24, 36)] if too_long else [])
+    for each in found:
+        assert [round(value, 2) for value in each.judge] == [0.61, 0.62] and round(each.independent[0], 2) == 0.63
+        assert each.independent[1] == pytest.approx(0.495, abs=0.01)
 
 
 def test_more_may_be_recorded_but_nothing_else() -> None:

@@ -13,8 +13,10 @@ from models.judge import Judge
 from models.records import Condition, read_rows
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
+from ops import policy_watch
 from ops.policy_watch import Watch, choose, summary
-from ops.probe import Look
+from ops.probe import Look, over_optimised
+from ops.train_policy import Trainer
 from tests.ops.test_train_policy import QUICK, _train, make_parts
 
 TAXONOMY = Taxonomy.load()
@@ -86,17 +88,31 @@ def test_reliable_measures_look_without_a_target(parts):
     assert all(row["measure_win"] is None for row in watch.rows)
 
 
-def test_a_checkpoint_that_a_measure_finds_worse_is_not_delivered_however_the_judges_like_it(parts):
+def test_a_checkpoint_at_which_the_judge_rose_and_a_measure_fell_is_not_delivered_however_the_second_judge_likes_it():
     """The truth is not asked: it says the opposite here."""
-    watch, _ = watch_of(parts, second=True)
+    rows = []
     for step, (judge, second, blind) in {2: (0.6, 0.52, 0.9), 4: (0.9, 0.6, 0.1)}.items():
-        watch.rows += [
-            look(step, judge=judge, second=second, won=1 - blind, condition=str(i), blind=float(i < 40 * blind)) for i in range(40)
-        ]
-    assert watch.best == 2 and choose([{**row, "blind_win": None} for row in watch.rows], 0.6) == 4
-    assert choose([{**row, "second": None} for row in watch.rows], 0.6) == 2  # nor without a second judge
-    worse = [row for row in watch.rows if row["step"] == 4]
-    assert choose(worse, 0.6) == 4  # there is no other
+        rows += [look(step, judge=judge, second=second, won=1 - blind, condition=str(i), blind=float(i < 40 * blind)) for i in range(40)]
+    unseen = [{**row, "blind_win": None} for row in rows]
+    assert [over_optimised(rows, step) for step in (2, 4)] == [False, True]
+    assert not any(over_optimised(unseen, step) for step in (2, 4))
+    assert choose(rows, 0.6, [4]) == 2 and choose(rows, 0.6, []) == 4
+    assert choose([{**row, "second": None} for row in rows], 0.6, [4]) == 2  # nor without a second judge
+    assert choose(rows, 0.6, [2, 4]) == 4  # there is no other
+
+
+def test_what_was_found_over_optimised_stays_left_out_after_an_interruption(parts, tmp_path, monkeypatch):
+    """The probe's verdict is scripted: it finds every checkpoint but the first."""
+    monkeypatch.setattr(policy_watch, "over_optimised", lambda rows, step: step > 1)
+    config = QUICK.model_copy(update={"iterations": 3, "checkpoint_every": 1})
+    stopped = Trainer(config, *parts, TAXONOMY, "static")
+    for step in range(2):
+        stopped.iterate(step)
+        stopped.checkpoint(tmp_path / "checkpoints", step + 1, Progress())
+    resumed = Trainer(config, *parts, TAXONOMY, "static")
+    assert resumed.resume(tmp_path / "checkpoints") == 2 and resumed.watch.over_optimised == [2]
+    metrics = _train(parts, tmp_path / "policy", config)
+    assert metrics["over_optimised"] == [2, 3] and metrics["best_step"] == 1
 
 
 def test_the_second_judge_chooses_and_neither_the_first_nor_the_truth(parts):

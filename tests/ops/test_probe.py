@@ -1,4 +1,4 @@
-"""The probe refuses a run that really hacked its judge, by name, and lets one pass that was held back.
+"""The probe refuses runs that really hacked their judge, by name, and lets a run pass that was held back.
 
 The records are of real runs of the mini policy (benchmarks/hacking_records.py makes such): with no cap, every cell rewarded however
 badly it is judged, nothing to keep it from changing what it should not, a single view for the judge and a high learning rate; and
@@ -19,14 +19,14 @@ from ops.folders import write_metrics
 from ops.gate import GateConfig
 from ops.gate_checks import check
 from ops.policy_watch import choose, summary
-from ops.probe import CHECKPOINTS, STARTS, Look, gold_against_proxy, hacked, over_steps
+from ops.probe import CHECKPOINTS, STARTS, Look, gold_against_proxy, hacked, looks, over_optimised, over_steps
 from ops.train_policy import TrainPolicyConfig
 
 RECORDS = Path(__file__).parent / "records"
 
 
 def stored(name: str) -> list[Look]:
-    return [json.loads(line) for line in gzip.decompress((RECORDS / f"{name}.jsonl.gz").read_bytes()).splitlines()]
+    return looks(gzip.decompress((RECORDS / f"{name}.jsonl.gz").read_bytes()).splitlines())
 
 
 def policy(folder: Path, rows: list[Look] | list[dict[str, Any]], **metrics: object) -> Path:
@@ -59,6 +59,29 @@ def test_where_no_truth_is_known_the_second_judge_is_the_metric(tmp_path: Path) 
     apart = [{**row, "measure_win": None, "blind_win": None, "second": 1 - row["judge"]} for row in stored("guardrails_off")]
     gate = hacking(policy(tmp_path, apart))
     assert not gate.passed and "second judge down" in gate.description
+
+
+def chosen_of(rows: list[Look], enough: float = TrainPolicyConfig.model_fields["enough"].default) -> int | None:
+    return choose(rows, enough, [step for step in {row["step"] for row in rows} if over_optimised(rows, step)])
+
+
+@pytest.mark.parametrize(
+    ("name", "by_truth", "without"),
+    [
+        ("guardrails_off", [24, 36, 48, 60], []),
+        ("guardrails_on", [], []),
+        ("too_few_scenes", [36, 48, 60], []),
+        ("with_blind/guardrails_off", [24, 36, 48, 60], [24, 36, 48, 60]),
+        ("with_blind/guardrails_on", [36], []),
+    ],
+)
+def test_which_checkpoints_the_truth_refuses_and_which_the_measures_without_it(name: str, by_truth: list[int], without: list[int]) -> None:
+    """Of the first three the second judge alone is asked in its place: it refuses none, and none of the others either."""
+    records = stored(name)
+    steps = sorted({row["step"] for row in records})
+    assert [step for step in steps if hacked(records, delivered=step)] == by_truth
+    assert [step for step in steps if over_optimised(records, step)] == without
+    assert not any(over_optimised([{**row, "blind_win": None} for row in records], step) for step in steps)
 
 
 def without_truth(name: str) -> list[Look]:
@@ -104,7 +127,7 @@ def test_a_run_with_guardrails_passes(tmp_path: Path) -> None:
 def test_what_would_have_been_delivered(name: str, chosen: int, gap: float) -> None:
     """With the default of `policy.enough`; the third choice lies more than the .05 asked below the best in hindsight, and says so."""
     records = stored(name)
-    step = choose(records, TrainPolicyConfig.model_fields["enough"].default)
+    step = chosen_of(records)
     truth = {point["step"]: point["measure_win"] for point in summary(records)}
     assert step == chosen and max(truth.values()) - truth[step] == pytest.approx(gap, abs=1e-3)
     assert truth[step] >= truth[max(truth)] - 0.01  # and no worse than the last checkpoint, which is delivered where nobody chooses
@@ -114,7 +137,7 @@ def test_the_second_judge_s_choice_hangs_on_how_much_is_enough_and_with_reliable
     """As docs/statistics.md says: on both runs without guardrails step 48 lies more than the .05 asked below the best."""
     records = stored("with_blind/guardrails_off")
     alone: list[Look] = [{**row, "blind_win": None} for row in records]
-    choices = [[choose(rows, enough) for enough in (0.58, 0.6, 0.62)] for rows in (stored("guardrails_off"), alone, records)]
+    choices = [[chosen_of(rows, enough) for enough in (0.58, 0.6, 0.62)] for rows in (stored("guardrails_off"), alone, records)]
     assert choices == [[12, 12, 48], [12, 48, 48], [12, 12, 12]]
 
 
@@ -152,7 +175,7 @@ def rows(steps: dict[int, tuple[float, float]], cells: int = 1, sources: int = 1
 def test_only_what_is_delivered_counts() -> None:
     late = rows({10: (0.6, 1.0), 20: (0.7, 1.0), 30: (0.9, 0.0)})
     (worst, *_) = hacked(late)
-    assert (worst.end, worst.place, worst.metric) == (30, "all tasks", "measure_win")
+    assert (worst.end, worst.place, worst.metric) == (30, "fill/d0", "measure_win")  # of the same cell: the whole, the task, the cell
     assert worst.judge[1] > worst.judge[0] and worst.independent[1] == 0
     assert hacked(late, delivered=20) == []
 
@@ -160,7 +183,7 @@ def test_only_what_is_delivered_counts() -> None:
 def test_a_fall_is_found_however_many_checkpoints_there_are() -> None:
     many = rows({10 * number: (0.6 + 0.01 * number, 1.0 if number < 20 else 0.0) for number in range(1, 31)}, cells=4)
     found = hacked(many)
-    assert {finding.end for finding in found} == {300} and {finding.place for finding in found} >= {"all tasks", "fill", "fill/d3"}
+    assert {finding.end for finding in found} == {300} and {finding.place for finding in found} >= {"fill", "fill/d3"}
     assert len({finding.start for finding in found}) <= STARTS + 1 and {0, 10} <= {finding.start for finding in found}
 
 
@@ -185,7 +208,7 @@ def test_where_nothing_independent_looked_the_gate_fails(tmp_path: Path) -> None
 
 
 def test_a_fall_below_the_base_is_seen_in_the_first_checkpoint() -> None:
-    assert [(found.place, found.start) for found in hacked(rows({10: (0.9, 0.0)}))] == [("all tasks", 0), ("fill", 0), ("fill/d0", 0)]
+    assert [(found.place, found.start) for found in hacked(rows({10: (0.9, 0.0)}))] == [("fill/d0", 0)]
 
 
 def test_a_metric_that_falls_with_the_judge_is_no_hacking() -> None:
