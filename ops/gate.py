@@ -183,6 +183,7 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
         "confirming_lo",
         "second_judge_lo",
         "not_below_production",
+        "lost_tasks",
         "production_cell_lo",
     ),
     "onnx": ("onnx_valid", "onnx_error"),
@@ -190,7 +191,7 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
 }
 
 # Of these, what was not asked for from the beginning: releases that were promoted before lack it.
-NEWER_GATES = ("sealed_split", "second_judge_lo")
+NEWER_GATES = ("sealed_split", "second_judge_lo", "lost_tasks")
 
 # The thresholds behind each artifact's gates. They are part of its evidence: a laxer one must not pass for the one in force.
 _HEALTH_THRESHOLDS = ("min_policy_change", "max_psnr_drop", "family_error")

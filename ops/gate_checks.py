@@ -238,12 +238,20 @@ def _seconded(metrics: Metrics, mode: Any, config: GateConfig) -> Gate:
 def _not_below_production(metrics: Metrics, rival: Metrics, config: GateConfig) -> list[Gate]:
     if metrics.get("policy") and "against_production" not in metrics:
         nothing = "rivals in production: there is nothing to fall below yet"
-        return [_at_most(name, 0, 0, nothing) for name in ("not_below_production", "production_cell_lo")]
+        return [_at_most(name, 0, 0, nothing) for name in ("not_below_production", "lost_tasks", "production_cell_lo")]
     told = f"lower bound of the mean win rate against production{sample(rival, 'mean_se', 0.5 - config.min_production_lo)}"
     return [
         _at_least("not_below_production", number(rival, "mean_lo"), config.min_production_lo, told),
+        _no_task_lost([row for row in rows(rival, "tasks") if number(row, "n") != 0], config),
         _no_cell_worse("production_cell_lo", rows(rival, "cells"), config, "against production"),
     ]
+
+
+def _no_task_lost(tasks: list[Metrics], config: GateConfig) -> Gate:
+    """Harm: no task is proven worse than production's, over all of them (Holm). Figures that are absent or not finite count as lost."""
+    lost = holm({str(task.get("task")): either(number(task, "p_worse"), 0.0) for task in tasks}, config.family_error)
+    told = f"tasks proven worse than production's, at most {config.family_error:.0%} wrongly so over {len(tasks)} tasks (Holm)"
+    return _at_most("lost_tasks", len(lost) if tasks else None, 0, f"{told}{': ' if lost else ''}{', '.join(lost)}")
 
 
 def _no_cell_worse(name: str, cells: list[Metrics], config: GateConfig, told: str) -> Gate:

@@ -228,7 +228,10 @@ def _judge_on_edits(rows: Sequence[_Duel], taxonomy: Taxonomy, confidence: float
 
 
 def _task_row(fought: Sequence[_Duel], task: str, confidence: float, resamples: int) -> dict[str, Any]:
-    """A task's win rate over the `n` edits that were measured; null where there is none. `n_without_truth` counts the others."""
+    """A task's win rate over the `n` edits that were measured; null where there is none. `n_without_truth` counts the others.
+
+    `p_worse`: small where the opponent is truly better.
+    """
     of_task = [duel for duel in fought if duel.task == task]
     known = [duel for duel in of_task if duel.truth is not None]
     rate = _estimate(known, "truth", confidence, resamples) if known else None
@@ -242,6 +245,7 @@ def _task_row(fought: Sequence[_Duel], task: str, confidence: float, resamples: 
         "lo": rate.lo if rate else None,
         "hi": rate.hi if rate else None,
         "se": rate.se if rate else None,
+        "p_worse": _p_worse(known, resamples) if known else None,
         "confirming_win_rate": confirmed.mean if confirmed else None,
         "confirming_lo": confirmed.lo if confirmed else None,
         "confirming_hi": confirmed.hi if confirmed else None,
@@ -259,9 +263,13 @@ def _cell_row(rows: Sequence[_Duel], cell: tuple[str, str], confidence: float, r
     others["judge_win_rate"] = sum(duel.judge for duel in here) / len(here)
     found: dict[str, Any] = {"task": cell[0], "dimension": cell[1], "n": rate.n, "origins": rate.sources}
     found |= {"win_rate": rate.mean, "lo": rate.lo, "hi": rate.hi, "se": rate.se}
-    draws = max(resamples, DRAWS)
-    worse = p_below([float(duel.truth or 0) for duel in here], [duel.origin for duel in here], 0.5, resamples=draws)
-    return {**found, "p_worse": worse, **others}
+    return {**found, "p_worse": _p_worse(here, resamples), **others}
+
+
+def _p_worse(rows: Sequence[_Duel], resamples: int) -> float:
+    """p of "the opponent is not better", over duels that were measured."""
+    values, origins = [float(duel.truth or 0) for duel in rows], [duel.origin for duel in rows]
+    return p_below(values, origins, 0.5, _levels(rows), resamples=max(resamples, DRAWS))
 
 
 def _photos(

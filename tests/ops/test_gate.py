@@ -147,7 +147,15 @@ def changed(name: str, change: Callable[[dict[str, Any]], object]) -> dict[str, 
 
 def rival(**cell: Any) -> dict[str, Any]:
     """The comparison with production, its first cell changed."""
-    return {"ema": {"mean_lo": 0.5, "cells": [{**CELLS[0], **cell}, CELLS[1]]}}
+    return {"ema": {"mean_lo": 0.5, "tasks": FOUGHT, "cells": [{**CELLS[0], **cell}, CELLS[1]]}}
+
+
+FOUGHT = [{"task": "fill", "n": 9, "p_worse": 0.03}, {"task": "text", "n": 9, "p_worse": 1.0}, {"task": "remove", "n": 0, "p_worse": None}]
+
+
+def worse(**task: Any) -> dict[str, Any]:
+    """The comparison with production, its first task changed: .03 is no proof over two tasks."""
+    return {"ema": {"mean_lo": 0.5, "tasks": [{**FOUGHT[0], **task}, *FOUGHT[1:]], "cells": CELLS}}
 
 
 UNSOUND = [
@@ -187,9 +195,17 @@ UNSOUND = [
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].pop("judge_win_rate"), "hacked_cells", 1),
     ("evaluation", lambda m: m["judge"].update(mean_accuracy=0.59), "sealed_judge_accuracy", 0.59),
     ("evaluation", lambda m: m.pop("judge"), "sealed_judge_accuracy", None),
-    ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.44, "cells": CELLS}}), "not_below_production", 0.44),
-    ("evaluation", lambda m: m.update(against_production={"ema": {"cells": CELLS}}), "not_below_production", None),
-    ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.6}}), "production_cell_lo", None),
+    (
+        "evaluation",
+        lambda m: m.update(against_production={"ema": {"mean_lo": 0.44, "tasks": FOUGHT, "cells": CELLS}}),
+        "not_below_production",
+        0.44,
+    ),
+    ("evaluation", lambda m: m.update(against_production={"ema": {"tasks": FOUGHT, "cells": CELLS}}), "not_below_production", None),
+    ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.6, "tasks": FOUGHT}}), "production_cell_lo", None),
+    ("evaluation", lambda m: m.update(against_production=worse(p_worse=0.024)), "lost_tasks", 1),
+    ("evaluation", lambda m: m.update(against_production=worse(p_worse=None)), "lost_tasks", 1),
+    ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.6, "cells": CELLS}}), "lost_tasks", None),
     ("evaluation", lambda m: m.update(against_production=rival(judge_win_rate=0.52, p_worse=0.001)), "hacked_cells", 1),
     ("evaluation", lambda m: m.update(against_production=rival(judge_win_rate=None, lo=0.44)), "production_cell_lo", 0.44),
     ("evaluation", lambda m: m.update(second_judge={"base": {"ema": {"lo": 0.44}}}), "second_judge_lo", 0.44),

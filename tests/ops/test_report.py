@@ -214,7 +214,7 @@ def test_report_json_has_every_key(folders: dict[str, Path], tmp_path: Path) -> 
         assert set(report["policy"][mode]) >= {"mean_win_rate", "preservation_psnr", "tasks", "cells"}
         confirming = {"confirming_win_rate", "confirming_lo", "confirming_hi"}
         counted = {"task", "n", "n_without_truth", "origins"}
-        assert set(report["policy"][mode]["tasks"][0]) == counted | {"win_rate", "lo", "hi", "se"} | confirming
+        assert set(report["policy"][mode]["tasks"][0]) == counted | {"win_rate", "lo", "hi", "se", "p_worse"} | confirming
         assert set(report["policy"][mode]["judge_on_edits"]["cells"][0]) == {"task", "dimension", "n", "accuracy", "lo", "hi"}
         assert set(report["training"][mode]) == {"steps", "best_step", "over_optimised", "rewarded", "looks"}
         assert set(report["policy"][mode]["cells"][0]) >= {"task", "dimension", "n", "win_rate", "lo", "hi", "judge_win_rate"}
