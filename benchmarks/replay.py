@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--records", nargs="+", required=True, help="names of the records of its rounds, in order")
     parser.add_argument("--threads", type=int, default=1, help="as in the run that is replayed: sums depend on it in their last bits")
     arguments = parser.parse_args()
+    if not arguments.home.is_dir():
+        parser.error(f"there is no home {arguments.home}")
     torch.set_num_threads(arguments.threads)
     ensure_data(ROOT)
     store, different = Workspace(arguments.home.resolve()).store, 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from benchmarks.records import RESULTS, unpacked
-from benchmarks.replay import alike
+from benchmarks.replay import alike, main
 from ops.policy_watch import choose
 from ops.probe import Look, hacked, over_optimised
 from ops.train_policy import MODES
@@ -30,6 +31,15 @@ def test_the_checkpoint_that_would_be_delivered_now(name: str, mode: str) -> Non
     for each in found:
         assert [round(value, 2) for value in each.judge] == [0.61, 0.62] and round(each.independent[0], 2) == 0.63
         assert each.independent[1] == pytest.approx(0.495, abs=0.01)
+
+
+def test_a_home_that_is_not_there_is_named_and_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["replay", "--home", str(tmp_path / "nowhere"), "--records", "bench-0"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "nowhere" in capsys.readouterr().err and not (tmp_path / "nowhere").exists()
 
 
 def test_more_may_be_recorded_but_nothing_else() -> None:
