@@ -56,6 +56,7 @@ KEPT = (
     "best_mode",
     "against_production",
     "absolute",
+    "seen",
     "photos",
     "withheld",
     "onnx",

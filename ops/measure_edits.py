@@ -21,6 +21,7 @@ from models.errors import ConfigError
 from models.images import to_tensor
 from models.mini.acceptance import accept
 from models.mini.measures import measure
+from models.mini.seen import seen
 from models.records import Condition
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
@@ -102,6 +103,7 @@ def measured(
                     preservation_psnr=kept[key].psnr,
                     outside_similarity=kept[key].similarity,
                     withheld_psnr=_withheld(job, edits[key], shards),
+                    seen=_seen(job, edits[key], taxonomy),
                 )
             )
             bar.advance()
@@ -114,6 +116,14 @@ def _withheld(job: Job, edit: Image.Image, shards: ShardReader) -> float | None:
     if job.condition.kind == SCENE or key not in shards:
         return None
     return preservation(to_tensor(edit), to_tensor(shards[key]), 1 - job.mask)
+
+
+def _seen(job: Job, edit: Image.Image, taxonomy: Taxonomy) -> dict[str, bool]:
+    """What the request asks for and is to be seen (models/mini/seen.py); empty for photographs, of which no facts are known."""
+    condition = job.condition
+    if condition.kind != SCENE:
+        return {}
+    return seen(to_tensor(edit), job.mask, condition.truth, condition.prompt, taxonomy.task(condition.task).condition)
 
 
 def _true(job: Job, edit: Image.Image, shards: ShardReader, taxonomy: Taxonomy) -> tuple[dict[str, float], dict[str, float]]:

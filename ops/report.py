@@ -100,6 +100,7 @@ def _facts(metrics: Mapping[str, dict[str, Any]], versions: Mapping[str, Version
         "photos": evaluation.get("photos"),
         "withheld": evaluation.get("withheld"),
         "absolute": evaluation.get("absolute"),
+        "seen": evaluation.get("seen"),
         "against_production": evaluation.get("against_production"),
         "pairs": metrics.get("preference_pairs", {}).get("cells"),
         "training": {

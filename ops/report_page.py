@@ -50,6 +50,7 @@ def render_page(facts: dict[str, Any], metrics: Mapping[str, dict[str, Any]], fo
         dimensions={dimension.name: dimension.title for dimension in taxonomy.dimensions},
         cells=_cells(facts, taxonomy),
         lost=_lost(facts),
+        seen=_seen(facts, taxonomy),
         charts=_charts(facts, folders, taxonomy),
         training=_training(facts, folders, taxonomy),
         looked_at=[each.title for each in taxonomy.dimensions if each.measured_by in RELIABLE],
@@ -95,6 +96,16 @@ def _lost(facts: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Mode -> the cells whose whole interval lies under one half; modes without any are left out."""
     found = {mode: [cell for cell in summary["cells"] if cell["hi"] < 0.5] for mode, summary in (facts["policy"] or {}).items()}
     return {mode: cells for mode, cells in found.items() if cells}
+
+
+FACTS = {"object": "object there", "colour": "in its colour", "shape": "in its shape", "word": "the asked word", "gone": "object gone"}
+
+
+def _seen(facts: dict[str, Any], taxonomy: Taxonomy) -> list[dict[str, Any]]:
+    """One row per task and fact: what it is called, how many edits were asked for it, and by policy the share that show it."""
+    by_name = {name: {(row["task"], row["fact"]): row for row in rows} for name, rows in (facts["seen"] or {}).items()}
+    cells = [(task.name, fact) for task in taxonomy.active for fact in FACTS if any((task.name, fact) in rows for rows in by_name.values())]
+    return [{"task": cell[0], "told": FACTS[cell[1]], "by": {name: rows.get(cell) for name, rows in by_name.items()}} for cell in cells]
 
 
 def _charts(facts: dict[str, Any], folders: Mapping[str, Path], taxonomy: Taxonomy) -> dict[str, str]:

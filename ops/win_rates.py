@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from matplotlib.figure import Figure
 
+from models.mini.seen import FACTS
 from models.taxonomy import Taxonomy
 from ops.pictures import rates
 from ops.statistics import Estimate, clustered_mean, nested_mean, outcome, p_below
@@ -56,6 +57,7 @@ class Item(TypedDict):
     preservation_psnr: float  # dB outside the mask, raw output against the source
     outside_similarity: float  # the same to the eye: SSIM over scales, up to 1
     withheld_psnr: float | None  # dB inside the mask against the pixels that were there; None for scenes, and where they are no answer
+    seen: dict[str, bool]  # fact -> whether it is to be seen, of those that a scene's request asks for (models/mini/seen.py)
 
 
 class _Duel(NamedTuple):
@@ -146,6 +148,7 @@ def recompute(
         "photos": {mode: _photos(tested, mode, taxonomy, **settings) for mode in modes},
         "withheld": {mode: _withheld(tested, mode, **settings) for mode in modes},
         "absolute": {name: _absolute(tested, name, taxonomy) for name in names},
+        "seen": {name: seen_shares(tested, name, taxonomy, confidence=confidence, resamples=resamples) for name in names},
     }
     if PRODUCTION in names:
         metrics["against_production"] = against(PRODUCTION)
@@ -322,6 +325,22 @@ def _absolute(items: Sequence[Item], name: str, taxonomy: Taxonomy) -> list[dict
         if scores:
             cells.append({"task": task, "dimension": dimension, "n": len(scores), "mean": sum(scores) / len(scores)})
     return cells
+
+
+def seen_shares(
+    items: Sequence[Item], name: str, taxonomy: Taxonomy, *, confidence: float = 0.95, resamples: int = 2000
+) -> list[dict[str, Any]]:
+    """Share of a task's edits in which each fact that was asked for is to be seen. Records from before it was looked for have none."""
+    found = []
+    for task in taxonomy.active:
+        mine = [item for item in items if (item["policy"], item["task"]) == (name, task.name) and item.get("seen")]
+        for fact in FACTS:
+            rows = [item for item in mine if fact in item["seen"]]
+            if rows:
+                values, origins = [float(item["seen"][fact]) for item in rows], [item["origin"] for item in rows]
+                share = clustered_mean(values, origins, [[task.name] * len(rows)], confidence=confidence, resamples=resamples)
+                found.append({"task": task.name, "fact": fact, "n": len(rows), "share": share.mean, "lo": share.lo, "hi": share.hi})
+    return found
 
 
 def _mean_of(field: Literal["preservation_psnr", "outside_similarity"], items: Sequence[Item], name: str) -> float | None:

@@ -28,6 +28,7 @@ from torch import Tensor
 from models.errors import BadImage, BadMask, ConfigError
 from models.flux_fill.pipeline import FluxFillCFGPipeline, Text, guided_velocity, shift_mu
 
+DECODED = 16  # ours: latents decoded at once: more fall out of a CPU's cache, and at full size out of memory
 LONGEST_PROMPT = 512  # T5 tokens, the pipeline's default; a tokenizer with a smaller limit rules
 
 
@@ -61,6 +62,7 @@ class Sampler:
         self.pipe = pipe
         for part in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
             part.requires_grad_(False).eval()
+        pipe.vae.to(memory_format=torch.channels_last)  # its convolutions take half the time on CPUs, and suit tensor cores
 
     @torch.no_grad()
     def encode(self, images: Tensor, masks: Tensor, prompts: list[str], negative_prompts: Sequence[str | None] | None = None) -> Encoded:
@@ -214,7 +216,7 @@ class Sampler:
             guidance: dict[str, Any] = {"true_cfg": [every_cfg[row] for row in rows], "guidance_scale": guidance_scale}
             x, sigma = self.denoise(transformer, part, noise[rows], steps=group_steps, strength=group_strength, stop=group_stop, **guidance)
             x0 = x if group_stop is None else self.predict_x0(transformer, x, sigma, part, **guidance)
-            pictures[rows] = self.decode(x0, encoded.height, encoded.width)
+            pictures[rows] = torch.cat([self.decode(few, encoded.height, encoded.width) for few in x0.split(DECODED)])
         return pictures
 
     def _velocity(

@@ -36,7 +36,7 @@ OBJECT_SHARE = 0.01  # ours: an object of which the mask shows less than this sh
 OCR_SCALE = 3  # ours: letters of 10 px are enlarged for a reader trained on 48 px lines
 
 
-def _lab(image: Tensor) -> np.ndarray:
+def lab(image: Tensor) -> np.ndarray:
     """CIE L*a*b* of [3, H, W], as [H, W, 3]."""
     return rgb2lab(image.clamp(0, 1).permute(1, 2, 0).numpy())
 
@@ -53,11 +53,11 @@ def _ssim_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str
 
 def _jump_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
     """Seam statistics: the colour steps from pixel to pixel across the mask's edge, against those of the target."""
-    lab, wanted, area = _lab(image), _lab(target), mask[0].numpy().astype(bool)
+    ours, wanted, area = lab(image), lab(target), mask[0].numpy().astype(bool)
     gaps = []
     for axis in (0, 1):
         crossing = np.diff(area.astype(np.int8), axis=axis) != 0
-        step, asked = (np.linalg.norm(np.diff(picture, axis=axis), axis=-1)[crossing] for picture in (lab, wanted))
+        step, asked = (np.linalg.norm(np.diff(picture, axis=axis), axis=-1)[crossing] for picture in (ours, wanted))
         gaps.append(np.abs(step - asked))
     found = np.concatenate(gaps)
     return -float(found.mean()) if found.size else 0.0
@@ -65,16 +65,20 @@ def _jump_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str
 
 def _unlike(image: Tensor, target: Tensor) -> np.ndarray:
     """How visibly each pixel differs [H, W]: CIEDE2000, 1 from `VISIBLE_DELTA_E` on."""
-    return np.minimum(deltaE_ciede2000(_lab(image), _lab(target)) / VISIBLE_DELTA_E, 1)
+    return np.minimum(deltaE_ciede2000(lab(image), lab(target)) / VISIBLE_DELTA_E, 1)
 
 
 def _object_area(image: Tensor, truth: dict[str, Any]) -> np.ndarray:
     """Pixels [H, W] that are nearer to the object's colour than to any other named colour and to the tones of the background."""
-    names = list(COLOURS)
-    tones = list(TONES[truth["background"]["tone"]])
+    return nearest_colour(lab(image), truth) == truth["object"]["colour"]
+
+
+def nearest_colour(colours: np.ndarray, truth: dict[str, Any]) -> np.ndarray:
+    """Of L*a*b* values [..., 3] the names [...] of the colours nearest to them; empty where the background's tones are nearer."""
+    names, tones = list(COLOURS), list(TONES[truth["background"]["tone"]])
     palette = rgb2lab(np.array([*COLOURS.values(), *tones, np.mean(tones, axis=0)]).reshape(-1, 1, 3) / 255).reshape(-1, 3)
-    nearest = np.linalg.norm(_lab(image)[:, :, None] - palette, axis=-1).argmin(-1)
-    return nearest == names.index(truth["object"]["colour"])
+    nearest = np.linalg.norm(colours[..., None, :] - palette, axis=-1).argmin(-1)
+    return np.array([*names, "", "", ""])[nearest]
 
 
 def _prompt_fulfilment(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
@@ -86,7 +90,7 @@ def _prompt_fulfilment(image: Tensor, target: Tensor, mask: Tensor, truth: dict[
     """
     word = truth.get("word")
     if word and f'"{word["text"]}"' in prompt:
-        return _word_margin(image, word)
+        return word_margin(image, word)
     area = mask[0].numpy().astype(bool)
     if word:
         x0, y0, x1, y1 = word["box"]
@@ -108,7 +112,7 @@ def _template(word: str, width: int, height: int, dark: bool) -> Tensor:
     return luma(to_tensor(big.resize((width, height), Image.Resampling.BOX)))
 
 
-def _word_margin(image: Tensor, word: dict[str, Any]) -> float:
+def word_margin(image: Tensor, word: dict[str, Any]) -> float:
     """Template classification: correlation with the asked word minus the largest with any other word.
 
     From 0, where another word is nearer or there is none, to 1: a wrong word is no better than a blank sign, and no worse.

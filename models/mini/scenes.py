@@ -107,6 +107,18 @@ def _draw_shape(shape: str, box: tuple[float, float, float, float], canvas: Imag
         draw.polygon([(cx + r * math.cos(a), cy + r * math.sin(a)) for r, a in corners], fill=fill)
 
 
+def _cover(shape: str, box: tuple[int, int, int, int], size: int) -> Image.Image:
+    """L of `size` x `size`: how much of each pixel the shape in that box covers."""
+    cover = Image.new("L", (size * SUPERSAMPLE, size * SUPERSAMPLE), 0)
+    _draw_shape(shape, tuple(v * SUPERSAMPLE for v in box), cover, 255)  # type: ignore[arg-type]
+    return cover.resize((size, size), Image.Resampling.BOX)
+
+
+def silhouette(shape: str, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+    """A scene's shape in the box (x0, y0, x1, y1), in pixels: the share of each pixel [size, size] that it covers."""
+    return np.asarray(_cover(shape, box, size), dtype=np.float32) / 255
+
+
 def _place(rng: np.random.Generator, size: int, with_sign: bool) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int] | None]:
     """Boxes (x0, y0, x1, y1) in pixels of the object and, where there is one, of the sign, which never overlap."""
     unit = size / 64
@@ -152,9 +164,7 @@ def render_scene(seed: int, size: int = 64) -> Scene:
         x0, y0, x1, y1 = (v * SUPERSAMPLE for v in sign)
         drawn = layer.crop((x0, y0, x1, y1)).resize((sign[2] - sign[0], sign[3] - sign[1]), Image.Resampling.BOX)
         clean.paste(drawn, sign[:2])
-    cover = Image.new("L", (big, big), 0)
-    _draw_shape(shape, tuple(v * SUPERSAMPLE for v in box), cover, 255)  # type: ignore[arg-type]
-    cover = cover.resize((size, size), Image.Resampling.BOX)
+    cover = _cover(shape, box, size)
     image = clean.copy()
     image.paste(COLOURS[colour], (0, 0, size, size), cover)
 

@@ -60,6 +60,7 @@ def evaluation_of(policy: Path, folder: Path) -> Path:
                     preservation_psnr=33.125 if name == "ema" else 30.5,
                     outside_similarity=0.97,
                     withheld_psnr=None,
+                    seen={},
                 )
             )
     folder.mkdir()

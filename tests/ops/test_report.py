@@ -118,6 +118,7 @@ def _evaluation(folder: Path, curated: Path, rng: np.random.Generator) -> None:
                         preservation_psnr=30 + blur / 10,
                         outside_similarity=0.9 + blur / 100,
                         withheld_psnr=20.0 - blur if kind == "photo" and task.condition != "clean" else None,
+                        seen={"gone": policy != "base"} if kind == "scene" and task.condition == "clean" else {},
                     )
                 )
     write_rows(curated / "conditions.jsonl", rows)
@@ -265,6 +266,12 @@ def test_the_page_says_how_near_photographs_come_to_the_withheld_pixels(folders:
     found = json.loads(path.read_text())["withheld"]["ema"]
     assert (found["n"], found["psnr"], found["base_psnr"], found["win_rate"]) == (4, 19.0, 16.0, 1.0)
     assert "ema 19 dB (base 16), nearer in 100.0%" in " ".join(_Page(page.read_text()).words.split())
+
+
+def test_the_page_says_what_is_to_be_seen(folders: dict[str, Path], tmp_path: Path) -> None:
+    _, page = write_report(tmp_path, folders=folders, versions=_versions(folders), run=_run(), taxonomy=TAXONOMY)
+    words = " ".join(_Page(page.read_text()).words.split())
+    assert "Factnbaseemastatic Object removal object gone40.0%0 to 60100.0%40 to 100100.0%40 to 100 " in words  # cells without a space
 
 
 def test_page_is_whole_and_fetches_nothing(folders: dict[str, Path], tmp_path: Path) -> None:

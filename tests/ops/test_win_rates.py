@@ -32,6 +32,7 @@ def _item(
         preservation_psnr=30.0,
         outside_similarity=0.98,
         withheld_psnr=withheld,
+        seen={"gone": value > -0.1} if kind == "scene" else {},
     )
 
 
@@ -55,6 +56,21 @@ def test_win_rate_by_hand() -> None:
     assert on_edits["mean_accuracy"] == on_edits["cells"][0]["accuracy"] == pytest.approx(0.5 / 3)
     assert figures["not_evaluated"] == ["fill", "text", "extend", "extend_free"]
     assert [(row["task"], row["n"], row["win_rate"]) for row in ema["tasks"][3:]] == [("extend_free", 0, None), ("remove", 4, 0.5)]
+
+
+def test_what_is_to_be_seen_is_counted_where_it_was_asked_for() -> None:
+    values = {"base": (-0.2, -0.2, -0.05, -0.2), "ema": (-0.05, -0.05, -0.2, -0.05)}
+    items = [_item(policy, name, value) for policy, mine in values.items() for name, value in zip("abcd", mine, strict=True)]
+    items += [_item(policy, "photo", 0.0, kind="photo") for policy in values]
+    seen = recompute(items, TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02, resamples=200)["seen"]
+    assert {name: [(row["task"], row["fact"], row["n"], row["share"]) for row in rows] for name, rows in seen.items()} == {
+        "base": [("remove", "gone", 4, 0.25)],
+        "ema": [("remove", "gone", 4, 0.75)],
+    }
+    assert seen["ema"][0]["lo"] < 0.75 < seen["ema"][0]["hi"]
+    for item in items:
+        del item["seen"]  # type: ignore[misc]  # as in records from before it was looked for
+    assert recompute(items, TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02)["seen"] == {"base": [], "ema": []}
 
 
 def test_nearness_to_withheld_pixels_by_hand() -> None:

@@ -235,7 +235,8 @@ def test_weights_swapped_after_health_was_measured_end_at_the_evaluation(chain: 
         random_weights(FluxTransformer2DModel.from_pretrained(out / "transformer")).save_pretrained(out / "transformer")
 
     tamper(monkeypatch, chain, "assets.policy.train_policy", swap)
-    outcome, failed = refused(chain, "evaluation", policy={"iterations": 1})
+    few = {"max_per_task": 8, "max_per_task_choose": 2}  # enough to lose everything by
+    outcome, failed = refused(chain, "evaluation", policy={"iterations": 1}, evaluation=few)
     assert all(row["passed"] for row in outcome.gates if row["artifact"].startswith("policy-"))
     assert {artifact for artifact, _ in failed} == {"evaluation"}
     gates = {name for _, name in failed}
