@@ -10,8 +10,9 @@ scenes that nobody has met, with and without their object: how often the classif
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from models.mini.seen import FACTS, seen
 from models.records import Condition, read_rows
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
-from ops.win_rates import ITEMS, SCENE, Item, read_items, seen_shares
+from ops.statistics import clustered_mean
+from ops.train_policy import MODES
+from ops.win_rates import BASE, ITEMS, SCENE, Item, read_items, seen_shares
 from pipelines.report import commit
 
 ROOT = Path(__file__).parents[1]
@@ -42,15 +45,22 @@ def main() -> None:
     if gone := [str(home) for home in arguments.homes if not home.is_dir()]:
         parser.error(f"there is no home {', '.join(gone)}")
     torch.set_num_threads(1)
-    taxonomy, rows = Taxonomy.load(), []
-    for home in arguments.homes:
-        items = classified(Workspace(home.resolve()).store, taxonomy)
-        names = list(dict.fromkeys(item["policy"] for item in items))
-        rows.append({"home": home.name, "seen": {name: seen_shares(items, name, taxonomy) for name in names}})
-    told = {"command": "python -m benchmarks.seen", "commit": commit(), "machine": machine(), "classifier": classifier(), "rows": rows}
+    taxonomy, homes = Taxonomy.load(), {home.name: Workspace(home.resolve()).store for home in arguments.homes}
+    items = {name: classified(store, taxonomy) for name, store in homes.items()}
+    told = {
+        "command": "python -m benchmarks.seen",
+        "commit": commit(),
+        "machine": machine(),
+        "classifier": classifier(),
+        "rows": [
+            {"home": name, "seen": {policy: seen_shares(mine, policy, taxonomy) for policy in (BASE, *MODES)}}
+            for name, mine in items.items()
+        ],
+        "differences": {mode: differences(items, mode, taxonomy) for mode in MODES},
+    }
     with replacing(RESULTS) as draft:
         draft.write_text(json.dumps(told, indent=1) + "\n")
-    print(table(rows, taxonomy), *(f"{name}: {value}" for name, value in told["classifier"].items()), sep="\n")
+    print(table(told), *(f"{name}: {value}" for name, value in told["classifier"].items()), sep="\n")
 
 
 def classified(store: ArtifactStore, taxonomy: Taxonomy) -> list[Item]:
@@ -81,21 +91,38 @@ def classifier(count: int = SCENES) -> dict[str, float]:
     return {"scenes": count, **{name: sum(found[name]) / len(found[name]) for name in FACTS}}
 
 
-def table(rows: Sequence[dict[str, Any]], taxonomy: Taxonomy) -> str:
-    """Per task and fact the edits asked in all homes, and the share of each contestant: the mean of the homes, and each of them."""
-    names = list(rows[0]["seen"])
-    lines = ["| " + " | ".join(["task", "to be seen", "edits", *names]) + " |", "| --- " * (3 + len(names)) + "|"]
-    for task in taxonomy.active:
-        for fact in FACTS:
-            told = {
-                name: [each for row in rows for each in row["seen"][name] if (each["task"], each["fact"]) == (task.name, fact)]
-                for name in names
-            }
-            if not told[names[0]]:
-                continue
-            shares = {name: [each["share"] for each in mine] for name, mine in told.items()}
-            cells = [f"{sum(mine) / len(mine):.2f} ({', '.join(f'{share:.2f}' for share in mine)})" for mine in shares.values()]
-            lines.append("| " + " | ".join([task.name, fact, str(sum(each["n"] for each in told[names[0]])), *cells]) + " |")
+def differences(items: Mapping[str, Sequence[Item]], mode: str, taxonomy: Taxonomy) -> list[dict[str, Any]]:
+    """Per task and fact how much more often a mode's edits show it than the base's from the same noise, over all homes."""
+    found = []
+    for task, fact in itertools.product(taxonomy.active, FACTS):
+        more, origins = [], []
+        for home, mine in items.items():
+            base = {(item["condition_id"], item["seed"]): item["seen"] for item in mine if item["policy"] == BASE}
+            for item in mine:
+                if (item["policy"], item["task"]) == (mode, task.name) and fact in item["seen"]:
+                    more.append(int(item["seen"][fact]) - int(base[item["condition_id"], item["seed"]][fact]))
+                    origins.append(f"{home}/{item['origin']}")
+        if more:
+            half = clustered_mean([(value + 1) / 2 for value in more], origins)  # of values in [0, 1]
+            mean, lo, hi = (2 * value - 1 for value in (half.mean, half.lo, half.hi))
+            found.append({"task": task.name, "fact": fact, "n": len(more), "mean": mean, "lo": lo, "hi": hi})
+    return found
+
+
+def table(told: dict[str, Any]) -> str:
+    """Per task and fact the edits asked in all homes, each contestant's share (mean of homes, and each of them), and the differences."""
+    columns = ["task", "to be seen", "edits", BASE, *MODES, *(f"{mode} less base" for mode in MODES)]
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for place, first in enumerate(told["differences"][MODES[0]]):
+        cell = first["task"], first["fact"]
+        cells = [*cell, str(first["n"])]
+        for name in (BASE, *MODES):
+            shares = [each["share"] for row in told["rows"] for each in row["seen"][name] if (each["task"], each["fact"]) == cell]
+            cells.append(f"{sum(shares) / len(shares):.2f} ({', '.join(f'{share:.2f}' for share in shares)})")
+        for mode in MODES:
+            more = told["differences"][mode][place]
+            cells.append(f"{more['mean']:+.2f} ({more['lo']:+.2f} to {more['hi']:+.2f})")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
