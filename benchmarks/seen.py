@@ -10,9 +10,7 @@ scenes that nobody has met, with and without their object: how often the classif
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,8 @@ from models.mini.seen import FACTS, seen
 from models.records import Condition, read_rows
 from models.shards import ShardReader
 from models.taxonomy import Taxonomy
-from ops.statistics import clustered_mean
 from ops.train_policy import MODES
-from ops.win_rates import BASE, ITEMS, SCENE, Item, read_items, seen_shares
+from ops.win_rates import BASE, ITEMS, SCENE, Item, fact_rows, read_items, seen_shares
 from pipelines.report import commit
 
 ROOT = Path(__file__).parents[1]
@@ -46,25 +43,30 @@ def main() -> None:
         parser.error(f"there is no home {', '.join(gone)}")
     torch.set_num_threads(1)
     taxonomy, homes = Taxonomy.load(), {home.name: Workspace(home.resolve()).store for home in arguments.homes}
-    items = {name: classified(store, taxonomy) for name, store in homes.items()}
+    items = {name: classified(name, store, taxonomy) for name, store in homes.items()}
+    everything = [item for mine in items.values() for item in mine]
     told = {
         "command": "python -m benchmarks.seen",
         "commit": commit(),
         "machine": machine(),
         "classifier": classifier(),
         "rows": [
-            {"home": name, "seen": {policy: seen_shares(mine, policy, taxonomy) for policy in (BASE, *MODES)}}
+            {
+                "home": name,
+                "seen": {policy: seen_shares(mine, policy, taxonomy) for policy in (BASE, *MODES)},
+                "facts": {mode: fact_rows(mine, mode, BASE, taxonomy) for mode in MODES},
+            }
             for name, mine in items.items()
         ],
-        "differences": {mode: differences(items, mode, taxonomy) for mode in MODES},
+        "differences": {mode: fact_rows(everything, mode, BASE, taxonomy) for mode in MODES},
     }
     with replacing(RESULTS) as draft:
         draft.write_text(json.dumps(told, indent=1) + "\n")
     print(table(told), *(f"{name}: {value}" for name, value in told["classifier"].items()), sep="\n")
 
 
-def classified(store: ArtifactStore, taxonomy: Taxonomy) -> list[Item]:
-    """The sealed scenes' records of the first evaluation, with what is to be seen in each edit."""
+def classified(home: str, store: ArtifactStore, taxonomy: Taxonomy) -> list[Item]:
+    """The sealed scenes' records of the first evaluation, with what is to be seen in each edit; names carry the home's."""
     version = store.versions("evaluation")[0]
     folder = store.get(version.ref)
     curated = next(store.get(ref) for ref in version.parents if ref.name == "curated_dataset")
@@ -74,6 +76,7 @@ def classified(store: ArtifactStore, taxonomy: Taxonomy) -> list[Item]:
     for item in items:
         asked = conditions[item["condition_id"]]
         edit, mask = to_tensor(edits[f"{asked.id}.{item['seed']}.{item['policy']}"]), to_mask(shards[f"{asked.id}.mask"])
+        item["condition_id"], item["origin"] = f"{home}/{asked.id}", f"{home}/{item['origin']}"
         item["seen"] = seen(edit, mask, asked.truth, asked.prompt, taxonomy.task(asked.task).condition)
     return items
 
@@ -91,24 +94,6 @@ def classifier(count: int = SCENES) -> dict[str, float]:
     return {"scenes": count, **{name: sum(found[name]) / len(found[name]) for name in FACTS}}
 
 
-def differences(items: Mapping[str, Sequence[Item]], mode: str, taxonomy: Taxonomy) -> list[dict[str, Any]]:
-    """Per task and fact how much more often a mode's edits show it than the base's from the same noise, over all homes."""
-    found = []
-    for task, fact in itertools.product(taxonomy.active, FACTS):
-        more, origins = [], []
-        for home, mine in items.items():
-            base = {(item["condition_id"], item["seed"]): item["seen"] for item in mine if item["policy"] == BASE}
-            for item in mine:
-                if (item["policy"], item["task"]) == (mode, task.name) and fact in item["seen"]:
-                    more.append(int(item["seen"][fact]) - int(base[item["condition_id"], item["seed"]][fact]))
-                    origins.append(f"{home}/{item['origin']}")
-        if more:
-            half = clustered_mean([(value + 1) / 2 for value in more], origins)  # of values in [0, 1]
-            mean, lo, hi = (2 * value - 1 for value in (half.mean, half.lo, half.hi))
-            found.append({"task": task.name, "fact": fact, "n": len(more), "mean": mean, "lo": lo, "hi": hi})
-    return found
-
-
 def table(told: dict[str, Any]) -> str:
     """Per task and fact the edits asked in all homes, each contestant's share (mean of homes, and each of them), and the differences."""
     columns = ["task", "to be seen", "edits", BASE, *MODES, *(f"{mode} less base" for mode in MODES)]
@@ -121,7 +106,7 @@ def table(told: dict[str, Any]) -> str:
             cells.append(f"{sum(shares) / len(shares):.2f} ({', '.join(f'{share:.2f}' for share in shares)})")
         for mode in MODES:
             more = told["differences"][mode][place]
-            cells.append(f"{more['mean']:+.2f} ({more['lo']:+.2f} to {more['hi']:+.2f})")
+            cells.append(f"{more['more']:+.2f} ({more['lo']:+.2f} to {more['hi']:+.2f})")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -179,6 +179,7 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
         "evaluation_preserved",
         "evaluation_looks_kept",
         "hacked_cells",
+        "lost_facts",
         "sealed_judge_accuracy",
         "confirming_lo",
         "second_judge_lo",
@@ -191,7 +192,7 @@ REQUIRED_GATES: dict[str, tuple[str, ...]] = {
 }
 
 # Of these, what was not asked for from the beginning: releases that were promoted before lack it.
-NEWER_GATES = ("sealed_split", "second_judge_lo", "lost_tasks")
+NEWER_GATES = ("sealed_split", "second_judge_lo", "lost_tasks", "lost_facts")
 
 # The thresholds behind each artifact's gates. They are part of its evidence: a laxer one must not pass for the one in force.
 _HEALTH_THRESHOLDS = ("min_policy_change", "max_psnr_drop", "family_error")

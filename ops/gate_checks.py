@@ -152,6 +152,7 @@ def check_evaluation(folder: Path, metrics: Metrics, config: GateConfig) -> list
             "below the base's likeness to the source outside the mask, raw output",
         ),
         _no_cell_hacked(cells, rows(rival, "cells"), config),
+        _no_fact_lost(policy, rival, config),
         _at_least(
             "sealed_judge_accuracy",
             number(judge, "mean_accuracy"),
@@ -287,6 +288,18 @@ def _no_cell_hacked(cells: list[Metrics], rival_cells: list[Metrics], config: Ga
     told += f"; lost if asked alone: {', '.join(alone)}" if alone else ""
     told += largest_sample(list(asked.values()), HARM_MARGIN, alpha=config.family_error / max(1, len(asked)))
     return _at_most("hacked_cells", len(hacked) if cells else None, config.max_hacked_cells, told)
+
+
+def _no_fact_lost(policy: Metrics, rival: Metrics, config: GateConfig) -> Gate:
+    """Harm: nothing that scenes' requests ask for is proven to be seen less often than in the base's edits or, in `rival`'s rows, in
+    production's, over all of both (Holm). Figures that are absent or not finite count as lost; without scenes nothing is asked."""
+    against = {"": policy, " against production": rival} if rival else {"": policy}
+    found = {f"{row.get('task')}/{row.get('fact')}{name}": row for name, table in against.items() for row in rows(table, "facts")}
+    lost = holm({name: either(number(row, "p_worse"), 0.0) for name, row in found.items()}, config.family_error)
+    told = f"facts proven to be seen less often than in the base's edits or production's, at most {config.family_error:.0%} wrongly so "
+    told += f"over {len(found)} facts (Holm){': ' if lost else ''}{', '.join(lost)}"
+    known = all(isinstance(table.get("facts"), list) for table in against.values())
+    return _at_most("lost_facts", len(lost) if known else None, 0, told)
 
 
 def check_onnx(folder: Path, metrics: Metrics, config: GateConfig) -> list[Gate]:

@@ -93,10 +93,11 @@ def generate(
     shards = ShardReader(curated)
     with ShardWriter(out) as writer, progress.bar("candidates", len(drawn), "image") as bar:
         for digest, folder in models.items():  # one after the other: at full size two would not fit
-            for row, picture in _sampled(config, folder, conditions, [row for row in drawn if row.model_digest == digest], shards):
-                writer.add(row.id, to_pil(picture))
-                made[row.id] = row
-                bar.advance()
+            for batch, pictures in _sampled(config, folder, conditions, [row for row in drawn if row.model_digest == digest], shards):
+                for row, picture in zip(batch, pictures, strict=True):
+                    writer.add(row.id, to_pil(picture))
+                    made[row.id] = row
+                bar.advance(len(batch))
     rows = [made[row.id] for row in drawn]
     write_rows(out / "candidates.jsonl", rows)
     _picture(out, taxonomy, conditions, shards, config.per_condition)
@@ -108,8 +109,8 @@ def generate(
 
 def _sampled(
     config: GenerateConfig, folder: Path, conditions: list[Condition], rows: list[Candidate], shards: ShardReader
-) -> Iterator[tuple[Candidate, Tensor]]:
-    """One model's candidates with their pictures [3, H, W], chunk by chunk; a model without any is not loaded."""
+) -> Iterator[tuple[list[Candidate], Tensor]]:
+    """One model's candidates with their pictures [B, 3, H, W], chunk by chunk; a model without any is not loaded."""
     if not rows:
         return
     device = default_device()
@@ -138,7 +139,7 @@ def _sampled(
             stop=[row.stop for row in batch],
         )
         scheduler = type(pipe.scheduler).__name__
-        yield from zip((row.model_copy(update={"scheduler": scheduler}) for row in batch), pictures, strict=True)
+        yield [row.model_copy(update={"scheduler": scheduler}) for row in batch], pictures
 
 
 def _draw(config: GenerateConfig, condition: Condition, models: list[str]) -> list[Candidate]:

@@ -16,6 +16,7 @@ the tasks of which no condition was tested. Intervals: bootstrap over origins, t
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -211,6 +212,7 @@ def _summary(
         f"{opponent}_outside_similarity": _mean_of("outside_similarity", items, opponent),
         "tasks": [_task_row(fought, task.name, confidence, resamples) for task in taxonomy.active],
         "cells": [row for cell in taxonomy.cells if (row := _cell_row(rows, cell, confidence, resamples))],
+        "facts": fact_rows(items, mode, opponent, taxonomy, confidence=confidence, resamples=resamples),
     }
 
 
@@ -340,6 +342,31 @@ def seen_shares(
                 values, origins = [float(item["seen"][fact]) for item in rows], [item["origin"] for item in rows]
                 share = clustered_mean(values, origins, [[task.name] * len(rows)], confidence=confidence, resamples=resamples)
                 found.append({"task": task.name, "fact": fact, "n": len(rows), "share": share.mean, "lo": share.lo, "hi": share.hi})
+    return found
+
+
+def fact_rows(
+    items: Sequence[Item], policy: str, opponent: str, taxonomy: Taxonomy, *, confidence: float = 0.95, resamples: int = DRAWS
+) -> list[dict[str, Any]]:
+    """Per task and fact how much `more` often, -1 to 1, it is to be seen in a policy's edits than in the opponent's from the same noise.
+
+    `p_worse`: small where the opponent truly shows it more often.
+    """
+    theirs = {(item["condition_id"], item["seed"]): item["seen"] for item in items if item["policy"] == opponent and item.get("seen")}
+    asked = [item for item in items if item["policy"] == policy and item.get("seen")]
+    found = []
+    for task, fact in itertools.product([task.name for task in taxonomy.active], FACTS):
+        both = [
+            (item["seen"][fact], theirs[item["condition_id"], item["seed"]][fact], item["origin"])
+            for item in asked
+            if item["task"] == task and fact in item["seen"]
+        ]
+        if both:
+            halves, origins = [(1 + ours - other) / 2 for ours, other, _ in both], [origin for _, _, origin in both]  # in [0, 1]
+            half = clustered_mean(halves, origins, confidence=confidence, resamples=resamples)
+            more, lo, hi = (2 * value - 1 for value in (half.mean, half.lo, half.hi))
+            worse = p_below(halves, origins, 0.5, resamples=max(resamples, DRAWS))
+            found.append({"task": task, "fact": fact, "n": half.n, "more": more, "lo": lo, "hi": hi, "p_worse": worse})
     return found
 
 

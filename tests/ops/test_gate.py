@@ -35,6 +35,10 @@ CELLS = [
     {"task": "fill", "dimension": "structure", "n": 9, "win_rate": 0.7, "lo": 0.6, "se": 0.05, "p_worse": 1.0, "judge_win_rate": 0.8},
     {"task": "text", "dimension": "legibility", "n": 9, "win_rate": 0.6, "lo": 0.5, "se": 0.05, "p_worse": 1.0, "judge_win_rate": None},
 ]
+FACTS = [  # .03 is no proof over two
+    {"task": "fill", "fact": "colour", "n": 9, "more": -0.3, "p_worse": 0.03},
+    {"task": "remove", "fact": "gone", "n": 9, "more": 0.1, "p_worse": 1.0},
+]
 COUNTS = {"conditions": 12, "dropped_share": 0.1, "first_wins_share": 0.52, "n_train": 8, "n_validation": 2, "n_test": 2}
 GOOD: dict[str, dict[str, Any]] = {
     "curated_dataset": {"splits": {}},
@@ -66,7 +70,7 @@ GOOD: dict[str, dict[str, Any]] = {
                     "outside_similarity": 0.97,
                     "base_outside_similarity": 0.98,
                 },
-                **{"tasks": TASKS, "cells": CELLS},
+                **{"tasks": TASKS, "cells": CELLS, "facts": FACTS},
             },
         },
     },
@@ -147,7 +151,7 @@ def changed(name: str, change: Callable[[dict[str, Any]], object]) -> dict[str, 
 
 def rival(**cell: Any) -> dict[str, Any]:
     """The comparison with production, its first cell changed."""
-    return {"ema": {"mean_lo": 0.5, "tasks": FOUGHT, "cells": [{**CELLS[0], **cell}, CELLS[1]]}}
+    return {"ema": {"mean_lo": 0.5, "tasks": FOUGHT, "facts": FACTS, "cells": [{**CELLS[0], **cell}, CELLS[1]]}}
 
 
 FOUGHT = [{"task": "fill", "n": 9, "p_worse": 0.03}, {"task": "text", "n": 9, "p_worse": 1.0}, {"task": "remove", "n": 0, "p_worse": None}]
@@ -155,7 +159,7 @@ FOUGHT = [{"task": "fill", "n": 9, "p_worse": 0.03}, {"task": "text", "n": 9, "p
 
 def worse(**task: Any) -> dict[str, Any]:
     """The comparison with production, its first task changed: .03 is no proof over two tasks."""
-    return {"ema": {"mean_lo": 0.5, "tasks": [{**FOUGHT[0], **task}, *FOUGHT[1:]], "cells": CELLS}}
+    return {"ema": {"mean_lo": 0.5, "tasks": [{**FOUGHT[0], **task}, *FOUGHT[1:]], "cells": CELLS, "facts": FACTS}}
 
 
 UNSOUND = [
@@ -193,19 +197,39 @@ UNSOUND = [
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][1].update(lo=0.44), "cell_lo", 0.44),
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][1].pop("lo"), "cell_lo", None),
     ("evaluation", lambda m: m["policy"]["ema"]["cells"][0].pop("judge_win_rate"), "hacked_cells", 1),
+    ("evaluation", lambda m: m["policy"]["ema"].update(facts=[{**FACTS[0], "p_worse": 0.02}, FACTS[1]]), "lost_facts", 1),
+    ("evaluation", lambda m: m["policy"]["ema"].update(facts=[{"task": "fill"}, FACTS[1]]), "lost_facts", 1),
+    ("evaluation", lambda m: m["policy"]["ema"].pop("facts"), "lost_facts", None),
+    ("evaluation", lambda m: m.update(against_production={"ema": {**rival()["ema"], "facts": None}}), "lost_facts", None),
+    (
+        "evaluation",  # over four facts each p has to be smaller
+        lambda m: m.update(against_production={"ema": {**rival()["ema"], "facts": [{**FACTS[0], "p_worse": 0.012}, FACTS[1]]}}),
+        "lost_facts",
+        1,
+    ),
     ("evaluation", lambda m: m["judge"].update(mean_accuracy=0.59), "sealed_judge_accuracy", 0.59),
     ("evaluation", lambda m: m.pop("judge"), "sealed_judge_accuracy", None),
     (
         "evaluation",
-        lambda m: m.update(against_production={"ema": {"mean_lo": 0.44, "tasks": FOUGHT, "cells": CELLS}}),
+        lambda m: m.update(against_production={"ema": {"mean_lo": 0.44, "tasks": FOUGHT, "facts": FACTS, "cells": CELLS}}),
         "not_below_production",
         0.44,
     ),
-    ("evaluation", lambda m: m.update(against_production={"ema": {"tasks": FOUGHT, "cells": CELLS}}), "not_below_production", None),
-    ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.6, "tasks": FOUGHT}}), "production_cell_lo", None),
+    (
+        "evaluation",
+        lambda m: m.update(against_production={"ema": {"tasks": FOUGHT, "facts": FACTS, "cells": CELLS}}),
+        "not_below_production",
+        None,
+    ),
+    (
+        "evaluation",
+        lambda m: m.update(against_production={"ema": {"mean_lo": 0.6, "tasks": FOUGHT, "facts": FACTS}}),
+        "production_cell_lo",
+        None,
+    ),
     ("evaluation", lambda m: m.update(against_production=worse(p_worse=0.024)), "lost_tasks", 1),
     ("evaluation", lambda m: m.update(against_production=worse(p_worse=None)), "lost_tasks", 1),
-    ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.6, "cells": CELLS}}), "lost_tasks", None),
+    ("evaluation", lambda m: m.update(against_production={"ema": {"mean_lo": 0.6, "cells": CELLS, "facts": FACTS}}), "lost_tasks", None),
     ("evaluation", lambda m: m.update(against_production=rival(judge_win_rate=0.52, p_worse=0.001)), "hacked_cells", 1),
     ("evaluation", lambda m: m.update(against_production=rival(judge_win_rate=None, lo=0.44)), "production_cell_lo", 0.44),
     ("evaluation", lambda m: m.update(second_judge={"base": {"ema": {"lo": 0.44}}}), "second_judge_lo", 0.44),

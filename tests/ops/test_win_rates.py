@@ -6,7 +6,7 @@ import pytest
 
 from models.taxonomy import Taxonomy
 from ops.second_opinion import figures
-from ops.win_rates import Item, choose, recompute
+from ops.win_rates import Item, choose, fact_rows, recompute
 
 TAXONOMY = Taxonomy.load()
 
@@ -68,6 +68,12 @@ def test_what_is_to_be_seen_is_counted_where_it_was_asked_for() -> None:
         "ema": [("remove", "gone", 4, 0.75)],
     }
     assert seen["ema"][0]["lo"] < 0.75 < seen["ema"][0]["hi"]
+    (row,) = fact_rows(items, "ema", "base", TAXONOMY)
+    assert (row["task"], row["fact"], row["n"], row["more"], row["p_worse"]) == ("remove", "gone", 4, 0.5, 1.0)  # (3 - 1) / 4
+    (row,) = fact_rows(items, "base", "ema", TAXONOMY)
+    assert row["more"] == -0.5 and row["lo"] < -0.5 < 0 < row["hi"] and row["p_worse"] > 0.05
+    many = [_item(name, str(n), value) for name, value in (("base", -0.05), ("ema", -0.2)) for n in range(8)]
+    assert fact_rows(many, "ema", "base", TAXONOMY)[0]["p_worse"] < 0.01  # eight of eight lost
     for item in items:
         del item["seen"]  # type: ignore[misc]  # as in records from before it was looked for
     assert recompute(items, TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02)["seen"] == {"base": [], "ema": []}
