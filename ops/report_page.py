@@ -98,14 +98,14 @@ def _lost(facts: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {mode: cells for mode, cells in found.items() if cells}
 
 
-FACTS = {"object": "object there", "colour": "in its colour", "shape": "in its shape", "word": "the asked word", "gone": "object gone"}
+TOLD = {"object": "object there", "colour": "in its colour", "shape": "in its shape", "word": "the asked word", "gone": "object gone"}
 
 
 def _seen(facts: dict[str, Any], taxonomy: Taxonomy) -> list[dict[str, Any]]:
     """One row per task and fact: what it is called, how many edits were asked for it, and by policy the share that show it."""
     by_name = {name: {(row["task"], row["fact"]): row for row in rows} for name, rows in (facts["seen"] or {}).items()}
-    cells = [(task.name, fact) for task in taxonomy.active for fact in FACTS if any((task.name, fact) in rows for rows in by_name.values())]
-    return [{"task": cell[0], "told": FACTS[cell[1]], "by": {name: rows.get(cell) for name, rows in by_name.items()}} for cell in cells]
+    cells = [(task.name, fact) for task in taxonomy.active for fact in TOLD if any((task.name, fact) in rows for rows in by_name.values())]
+    return [{"task": cell[0], "told": TOLD[cell[1]], "by": {name: rows.get(cell) for name, rows in by_name.items()}} for cell in cells]
 
 
 def _charts(facts: dict[str, Any], folders: Mapping[str, Path], taxonomy: Taxonomy) -> dict[str, str]:

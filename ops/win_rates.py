@@ -10,7 +10,8 @@ magnitude, so two of them tie when they differ by at most `tie_tolerance` times 
 its dimensions, the mean the unweighted mean over tasks. `judge_win_rate` counts where the judge's P(better), averaged over both orders,
 is above one half; `judge_on_edits` is its accuracy on these comparisons, counted as on sealed pairs (ops/judge_accuracy.py), where the
 confirming measures name a winner. Pictures that were not measured (photographs have no ground truth) are reported apart, and so is how
-near edits come to the pixels that were under the mask (`withheld`: one good answer among many, so no gate reads it); `not_evaluated` names
+near edits come to the pixels that were under the mask (`withheld`: one good answer among many, so no gate reads it). `seen` is the share of
+edits that show what scenes' requests ask for, `facts` the difference between two policies (models/mini/seen.py); `not_evaluated` names
 the tasks of which no condition was tested. Intervals: bootstrap over origins, the photographs and scenes that source images are cut from.
 """
 

@@ -1,10 +1,9 @@
-"""What is to be seen in an edit of a scene, classified: is the object there, in its colour and shape, is the word the asked one, is what
-was to go gone.
+"""What is to be seen in an edit of a scene, classified: object, colour, shape, word, and whether what was to go is gone.
 
     seen(image, mask, truth, prompt, condition="object")     # {"object": True, "colour": True, "shape": False}
 
-Yes or no about one picture, where the measures only order two. Nothing here looks at the target: the facts of the scene are enough, so
-in removal this is an opinion of another kind than the distances to the clean background. Formulas and error rates: docs/measures.md.
+Yes or no about one picture, where the measures only order two. Nothing here looks at the target: the facts of the scene are enough.
+Formulas, error rates and what `gone` cannot tell from a seam: docs/measures.md.
 """
 
 from __future__ import annotations
@@ -67,11 +66,11 @@ def _window(box: list[int], mask: Tensor, word: dict[str, Any] | None) -> np.nda
     return near & (mask[0].numpy() > 0)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=len(SHAPES))  # one edit's, and those of the other contestants, which come next
 def _outlines(shape: str, box: tuple[int, int, int, int], size: int) -> np.ndarray:
     """How much of each pixel the shape covers, at the box and moved by up to `SLIP_PX` [K, H, W]."""
     slip = round(SLIP_PX * size / 64)
-    steps = range(-slip, slip + 1)
+    steps = sorted({round(step) for step in np.linspace(-slip, slip, 2 * SLIP_PX + 1)})
     x0, y0, x1, y1 = box
     return np.stack([silhouette(shape, (x0 + dx, y0 + dy, x1 + dx, y1 + dy), size) for dy in steps for dx in steps])
 

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from models.errors import BadImage, BadMask, ConfigError
-from models.flux_fill.sampler import Encoded, Sampler
+from models.flux_fill.sampler import DECODED, Encoded, Sampler
 from models.images import to_mask, to_tensor
 from tests.models.tiny import tiny_picture, tiny_pipeline, tiny_transformer
 
@@ -149,6 +149,15 @@ def test_sampling_with_settings_per_row_equals_each_row_alone(sampler, encoded):
         own = {name: values[i] for name, values in settings.items()}
         alone = sampler.sample(sampler.pipe.transformer, encoded.select([i]), [i + 1], guidance_scale=2.0, **own)
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_more_rows_than_are_decoded_at_once_keep_their_order(sampler, encoded):
+    count = DECODED + 2
+    many = sampler.sample(sampler.pipe.transformer, encoded.select([0] * count), range(count), steps=2)
+    assert many.shape == (count, 3, SIZE, SIZE)
+    for place in (0, DECODED - 1, DECODED, count - 1):
+        alone = sampler.sample(sampler.pipe.transformer, encoded.select([0]), [place], steps=2)
+        torch.testing.assert_close(many[place : place + 1], alone, atol=1e-5, rtol=0)
 
 
 def test_a_row_with_a_stop_is_predicted_in_one_step_from_there(sampler, encoded):

@@ -251,6 +251,16 @@ def test_an_unsound_artifact_fails_that_gate_alone(
     assert failed.name == gate and failed.measure == (pytest.approx(measure) if measure is not None else None)
 
 
+def test_facts_are_not_asked_where_no_request_names_any(tmp_path: Path, base: Path) -> None:
+    metrics = changed("evaluation", lambda m: m["policy"]["ema"].update(facts=[]))
+    (gate,) = [
+        each
+        for each in check("evaluation", artifact(tmp_path / "a", "evaluation", metrics), GateConfig(), base)
+        if each.name == "lost_facts"
+    ]
+    assert gate.passed and gate.measure == 0 and "over 0 facts" in gate.description
+
+
 @pytest.mark.parametrize("name", sorted(set(CHECKS) - {"curated_dataset"}))
 @pytest.mark.parametrize("metrics", ["{}", "cut short {", '{"policy": [], "cells": 3, "best_mode": "ema", "finite": true}', None])
 def test_absent_figures_fail(tmp_path: Path, base: Path, name: str, metrics: str | None) -> None:

@@ -17,6 +17,7 @@ from infra.stores.base import ArtifactRef, Version
 from models.errors import DiskFull, UnknownVersion
 from models.masks import make_mask
 from models.mini.scenes import render_scene
+from models.mini.seen import FACTS
 from models.records import Condition, write_rows
 from models.shards import ShardWriter
 from models.taxonomy import Taxonomy
@@ -24,6 +25,7 @@ from ops.folders import write_metrics
 from ops.policy_watch import summary
 from ops.probe import read_checkpoints
 from ops.report import RunFacts, write_report
+from ops.report_page import TOLD
 from ops.win_rates import Item, read_items, recompute, write_items
 
 TAXONOMY = Taxonomy.load()
@@ -271,6 +273,7 @@ def test_the_page_says_how_near_photographs_come_to_the_withheld_pixels(folders:
 def test_the_page_says_what_is_to_be_seen(folders: dict[str, Path], tmp_path: Path) -> None:
     _, page = write_report(tmp_path, folders=folders, versions=_versions(folders), run=_run(), taxonomy=TAXONOMY)
     words = " ".join(_Page(page.read_text()).words.split())
+    assert set(TOLD) == set(FACTS)
     assert "Factnbaseemastatic Object removal object gone40.0%0 to 60100.0%40 to 100100.0%40 to 100 " in words  # cells without a space
 
 

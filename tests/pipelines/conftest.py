@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import filelock
 import pytest
 
 from pipelines import cli
@@ -74,9 +77,22 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Finished:
-    """The toy chain, once for all tests that start where it ended."""
-    folder = tmp_path_factory.mktemp("finished")
-    home, preset = folder / "home", write_toy(folder, tiny_weights)
+    """The toy chain, once for all tests that start where it ended, those of other test processes too."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the processes share
+    folder, told = folder / "finished", folder / "finished.json"
+    with filelock.FileLock(told.with_suffix(".lock")):
+        if not told.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            folder.mkdir()
+            told.write_text(json.dumps(_ran(folder / "home", write_toy(folder, tiny_weights))))
+    code, out, err, preset = json.loads(told.read_text())
+    return Finished(folder / "home", Path(preset), code, out, err)
+
+
+def _ran(home: Path, preset: Path) -> tuple[int, str, str, str]:
+    """Exit code, stdout and stderr of `onereward run` in an environment with secrets, and its preset."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
         _clear(patched)
@@ -85,7 +101,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Fi
         patched.setattr("sys.argv", ["onereward", "run", "--preset", str(preset), "--home", str(home)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-    return Finished(home, preset, int(ended.value.code or 0), out.getvalue(), err.getvalue())
+    return int(ended.value.code or 0), out.getvalue(), err.getvalue(), str(preset)
 
 
 @pytest.fixture
