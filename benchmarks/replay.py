@@ -5,7 +5,8 @@
 A home has a version of each mode per round; `--records` names the folder of benchmarks/results/records/ behind each. Every version is
 trained with the configuration and from the parents that are stored with it. Where everything that its records say of its checkpoints
 comes out again, they are replaced by the new ones, which hold what was not recorded then (`blind_win`); a difference ends with exit
-code 1 and leaves them. (Homes from before 4484215 differ: the VAE works in another memory order since, which moves last bits.) The choice of a checkpoint is the one thing that may differ: both are printed with the truth there.
+code 1 and leaves them. Homes from before 4484215 differ: the VAE works in another memory order since, which moves last bits. The
+choice of a checkpoint is the one thing that may differ: both are printed with the truth there.
 """
 
 from __future__ import annotations
