@@ -82,7 +82,7 @@ def classified(home: str, store: ArtifactStore, taxonomy: Taxonomy) -> list[Item
 
 
 def classifier(count: int = SCENES) -> dict[str, float]:
-    """Shares of scenes of which each fact is seen where it is there, and of which an object is seen where there is none."""
+    """Shares of scenes of which each fact is seen where it is there, and nothing (`gone`) where no object is."""
     found: dict[str, list[bool]] = {}
     for seed in range(FIRST_SCENE, FIRST_SCENE + count):
         scene, everywhere = render_scene(seed), torch.ones(1, 64, 64)

@@ -23,6 +23,7 @@ from ops.win_rates import BASE, COUNTED, ITEMS, Item, duels, read_items, win_rat
 
 EXAMPLES = 3  # ours: rows of pictures per task
 THUMB_PX = 256  # ours: longer side of a picture on the page
+TOLD = {"object": "object there", "colour": "in its colour", "shape": "in its shape", "word": "the asked word", "gone": "object gone"}
 ROW_PX, FIRST_PX = 46, 23  # height of a row of the lineage, and where its first dot is: the template's CSS says the same
 
 
@@ -96,9 +97,6 @@ def _lost(facts: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Mode -> the cells whose whole interval lies under one half; modes without any are left out."""
     found = {mode: [cell for cell in summary["cells"] if cell["hi"] < 0.5] for mode, summary in (facts["policy"] or {}).items()}
     return {mode: cells for mode, cells in found.items() if cells}
-
-
-TOLD = {"object": "object there", "colour": "in its colour", "shape": "in its shape", "word": "the asked word", "gone": "object gone"}
 
 
 def _seen(facts: dict[str, Any], taxonomy: Taxonomy) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from models.errors import BadImage, BadMask, ConfigError
 from models.flux_fill.pipeline import FluxFillCFGPipeline, Text, guided_velocity, shift_mu
 
-DECODED = 16  # ours: latents decoded at once: more fall out of a CPU's cache, and at full size out of memory
+DECODED = 16  # ours: latents decoded at once: more fall out of a CPU's cache, and at full size each takes much memory
 LONGEST_PROMPT = 512  # T5 tokens, the pipeline's default; a tokenizer with a smaller limit rules
 
 
