@@ -10,9 +10,11 @@ in a real font (DejaVu Sans Bold, which ships inside matplotlib). The same seed 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -147,12 +149,13 @@ def draw_sign(image: Image.Image, box: tuple[int, int, int, int], word: str, dar
     draw.text(((x0 + x1) / 2, (y0 + y1) / 2), word, font=_font(int((y1 - y0) * 0.84)), fill=ink, anchor="mm")
 
 
-def render_scene(seed: int, size: int = 64) -> Scene:
-    """Render the scene of a seed at `size` x `size` pixels."""
+def render_scene(seed: int, size: int = 64, instead: Mapping[str, str] = MappingProxyType({})) -> Scene:
+    """Render the scene of a seed at `size` x `size` pixels; `instead` names another colour, shape or word than the seed's."""
     rng = np.random.default_rng([20250821, seed])
     background, texture, tone = _background(rng, size)
     shape, colour = SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
     word = WORDS[rng.integers(len(WORDS))] if rng.random() < WORD_SHARE else ""
+    shape, colour, word = instead.get("shape", shape), instead.get("colour", colour), instead.get("word", word)
     dark = bool(rng.integers(2))
     box, sign = _place(rng, size, bool(word))
 

@@ -115,6 +115,30 @@ def test_a_word_that_is_asked_for_is_read_letter_by_letter():
     assert read[0] == pytest.approx(1.0, abs=1e-4) and 0.2 < read[1] < 0.8 and read[2] < 0.1
 
 
+def test_an_object_that_is_asked_for_is_to_show_its_colour_on_its_shape_wherever_nearby():
+    scene = render_scene(2)
+    thing, target, clean = scene.truth["object"], to_tensor(scene.image), to_tensor(scene.clean)
+    x0, y0, x1, y1 = thing["box"]
+    mask, hardly, asked = torch.zeros(1, 64, 64), torch.zeros(1, 64, 64), scene.caption
+    mask[:, max(0, y0 - 6) : y1 + 6, max(0, x0 - 6) : x1 + 6] = 1
+    hardly[:, y0 : y0 + 4, x0:x1] = 1  # a rim of it
+
+    def read(picture: torch.Tensor, mask: torch.Tensor = mask) -> float:
+        return measure("prompt_agreement", picture, target, mask, scene.truth, asked)
+
+    def instead(**other: str) -> torch.Tensor:
+        return to_tensor(render_scene(2, instead=other).image)
+
+    others = {"colour": COLOURS, "shape": SHAPES}
+    rivals = {what: [read(instead(**{what: name})) for name in names if name != thing[what]] for what, names in others.items()}
+    perfect = read(target)
+    assert perfect > 0.7 and read(target.roll((3, -3), (1, 2))) == pytest.approx(perfect, abs=0.1)  # its place may be another
+    assert max(rivals["colour"]) < 0.5 and max(rivals["shape"]) < perfect - 0.05
+    assert 0.2 < read((target + clean) / 2) < 0.6 * perfect and read(clean) == pytest.approx(0, abs=0.05)  # faded, and gone
+    for other in (hardly, torch.ones(1, 64, 64)):  # where the request is about less or more than the object, pictures are compared
+        assert read(target, other) == 0 > read(clean, other)
+
+
 def test_every_dimension_has_a_measure_and_unknown_ones_are_named():
     dimensions = Taxonomy.load().dimensions
     assert {dimension.labelled_by for dimension in dimensions} <= set(MEASURES)
