@@ -5,19 +5,23 @@ From random weights a Yes/No answer is one bit a sample and teaches the vision t
    target, share of mask and of object), which is 9 numbers x 16 tokens a picture;
 2. comparison: for two edits of one request the log-odds are drawn towards how far the two scores lie apart,
    `L = BCE(log-odds, sigmoid(SHARPNESS * (s_first - s_second) / spread))`, over both orders; beside it the last hidden state
-   regresses the mean figures of the first and of the second picture, which teaches it to tell the two apart.
+   regresses the mean figures of the first and of the second picture, which teaches it to tell the two apart, and, where the query
+   holds the prompt, colour and shape of the object that it names. Before the comparison of everything lies one of what only the prompt
+   can tell (`read_steps`): reading is learned from many such questions in a row and from few among others not at all.
 Every step has a second half: the same pictures, each moved a little along the gradient of its loss, to where the judge is most wrong
 (adversarial training: Goodfellow, Shlens and Szegedy, arXiv 1412.6572). A judge trained on unspoiled pictures alone hangs on the finest
 pattern of pixels, and its gradient, which is all that the policy learns from, points into such patterns.
-The edits are samples and one-step predictions of the mini base and, beside them, spoiled targets. No annotator's label is used here, but
-the scores are those of the annotator's measures (`labelled_by`): the base judge has seen, without error and on other scenes, what the
-labels of the chain are made from.
+The edits are samples and one-step predictions of the mini base and, beside them, spoiled targets. One sample and one target show a rival:
+the same scene with another colour, shape or word than was asked for. Which of two such edits is better only the prompt can tell.
+No annotator's label is used here, but the scores are those of the annotator's measures (`labelled_by`): the base judge has seen, without
+error and on other scenes, what the labels of the chain are made from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,19 +36,22 @@ from models.judge import Judge
 from models.mini.build import IMAGE_SIZE
 from models.mini.judge_build import build_judge
 from models.mini.measures import measure
-from models.mini.scenes import WORDS, render_scene
+from models.mini.scenes import COLOURS, SHAPES, WORDS, render_scene
 from models.taxonomy import Task, Taxonomy
 from ops.pretrain_policy import scene_request
 from ops.pretrain_vae import BASE_SCENES
 
 # Every value below is ours.
-VARIANTS = 4  # edits of one request: a sample, a one-step prediction, two spoiled targets
+VARIANTS = 5  # edits of one request: a sample, one of its rival, a one-step prediction, a spoiled target, one of the rival
+READ = "text_alignment"  # the dimension by which a sample and its rival's are told apart
 STEPS = 8
 STOPS = (3, 8)  # steps taken before the one-step prediction, lowest and one past the highest: what reward training shows the judge
 SHARPNESS = 2.0
 TOWER_RATE = 0.3  # the vision tower's learning rate in the comparison, relative to the language model's
 RECALL_WEIGHT = 1.0  # of the regression beside the answer
 DENSE_FIGURES = 9
+ASKED = 3 + len(SHAPES)
+ASKED_SCALE = 3.0  # brings its spread near one, where that of the other figures is
 JITTER = 8  # pixels
 STRENGTH = 0.02  # of the step along the gradient, root mean square over a picture in [0, 1], at most
 RAMP = 100  # steps until it is reached
@@ -59,6 +66,7 @@ class Bank:
     prompts: list[str]
     edits: Tensor  # [R, V, 3, 64, 64] in [0, 1]
     truths: Tensor  # [R, 5, 64, 64] in [0, 1]: target (3), mask, object
+    asked: Tensor  # [R, ASKED]: RGB of the object in [0, 1], its shape one-hot; nan where the prompt does not name it
     scores: list[dict[str, Tensor]]  # R times {dimension: [V]}
 
 
@@ -74,8 +82,10 @@ def make_bank(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed: i
     sampler = Sampler(pipe)
     tasks: list[Task] = []
     prompts: list[str] = []
+    rival_prompts: list[str] = []
     parts: list[tuple[Tensor, ...]] = []
     truths: list[dict] = []
+    asked: list[Tensor] = []
     scene_seed = BASE_SCENES + 1_000_000 * (seed + 50)
     while len(tasks) < count:
         scene_seed += 1
@@ -83,12 +93,17 @@ def make_bank(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed: i
         request = scene_request(task, scene, rng)
         if request is None or request.target is None:
             continue
+        rival = scene_request(task, render_scene(scene_seed, instead=_instead(task, scene.truth, rng)), rng)
+        if rival is None or rival.target is None:
+            continue
         tasks.append(task)
         prompts.append(request.prompt)
+        rival_prompts.append(rival.prompt)
         truths.append(scene.truth)
-        object_mask = to_mask(scene.object_mask)
-        parts.append((to_tensor(request.image), to_mask(request.mask), to_tensor(request.target), object_mask))
-    sources, masks, targets, objects = (torch.stack(column) for column in zip(*parts, strict=True))
+        asked.append(_asked(scene.truth, request.prompt))
+        pictures = to_tensor(request.target), to_tensor(rival.target)
+        parts.append((to_tensor(request.image), to_mask(request.mask), *pictures, to_mask(scene.object_mask)))
+    sources, masks, targets, rivals, objects = (torch.stack(column) for column in zip(*parts, strict=True))
     edits = torch.empty(count, VARIANTS, 3, IMAGE_SIZE, IMAGE_SIZE)
     with progress.bar("pretrain judge: edits", count, "request") as bar:
         for start in range(0, count, 64):
@@ -96,9 +111,11 @@ def make_bank(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed: i
             encoded = sampler.encode(sources[rows], masks[rows], prompts[rows])
             seeds = [seed * 10_000_000 + start + row for row in range(len(encoded))]
             edits[rows, 0] = sampler.sample(pipe.transformer, encoded, seeds, steps=STEPS)
-            edits[rows, 1] = _predict(sampler, encoded, [s + 1_000_000 for s in seeds], stop=int(rng.integers(*STOPS)))
+            other = sampler.encode(sources[rows], masks[rows], rival_prompts[rows])
+            edits[rows, 1] = sampler.sample(pipe.transformer, other, seeds, steps=STEPS)
+            edits[rows, 2] = _predict(sampler, encoded, [s + 1_000_000 for s in seeds], stop=int(rng.integers(*STOPS)))
             bar.advance(len(encoded))
-    edits[:, 2], edits[:, 3] = _spoil(targets, rng), _spoil(targets, rng)
+    edits[:, 3], edits[:, 4] = _spoil(targets, rng), _spoil(rivals, rng)
     edits = paste(sources[:, None], edits, masks[:, None])
     scores = [
         {
@@ -109,7 +126,23 @@ def make_bank(pipe: FluxFillCFGPipeline, taxonomy: Taxonomy, count: int, seed: i
         }
         for r in range(count)
     ]
-    return Bank(tasks, prompts, edits, torch.cat([targets, masks, objects], dim=1), scores)
+    return Bank(tasks, prompts, edits, torch.cat([targets, masks, objects], dim=1), torch.stack(asked), scores)
+
+
+def _instead(task: Task, truth: dict[str, Any], rng: np.random.Generator) -> dict[str, str]:
+    """What a rival shows instead: another word where words are asked for, else another colour or another shape of the object."""
+    if task.condition == "word":
+        return {"word": str(rng.choice([word for word in WORDS if word != truth["word"]["text"]]))}
+    what, names = ("colour", tuple(COLOURS)) if rng.random() < 0.5 else ("shape", SHAPES)
+    return {what: str(rng.choice([name for name in names if name != truth["object"][what]]))}
+
+
+def _asked(truth: dict[str, Any], prompt: str) -> Tensor:
+    """RGB of the object in [0, 1] and its shape one-hot, [ASKED]; nan where the prompt does not name it."""
+    shape, colour = truth["object"]["shape"], truth["object"]["colour"]
+    if f"{colour} {shape}" not in prompt:
+        return torch.full((ASKED,), torch.nan)
+    return torch.cat([torch.tensor(COLOURS[colour]) / 255, F.one_hot(torch.tensor(SHAPES.index(shape)), len(SHAPES)).float()])
 
 
 @torch.no_grad()
@@ -188,7 +221,7 @@ def untrained_judge(taxonomy: Taxonomy, seed: int) -> Judge:
 
 
 def pretrain_judge(
-    judge: Judge, bank: Bank, *, dense_steps: int, compare_steps: int, learning_rate: float, seed: int, progress: Progress
+    judge: Judge, bank: Bank, *, dense_steps: int, read_steps: int, compare_steps: int, learning_rate: float, seed: int, progress: Progress
 ) -> dict[str, float]:
     """Train a mini judge in place; returns the dense R2 and the share of comparisons it gets right on the last tenth, by dimension."""
     torch.manual_seed(seed)
@@ -200,19 +233,32 @@ def pretrain_judge(
         cell: float(torch.cat([s[cell[1]] for t, s in zip(bank.tasks, bank.scores, strict=True) if t.name == cell[0]]).std())
         for cell in taxonomy.cells
     }
-    _train_comparison(judge, bank, kept, compare_steps, learning_rate, spread, progress)
+    naming = [row for row in range(kept) if bank.asked[row].isfinite().all()]
+    if read_steps:
+        _train_comparison(judge, bank, _Questions(naming, (READ,)), read_steps, learning_rate, spread, progress, "reading")
+    _train_comparison(judge, bank, _Questions(range(kept)), compare_steps, learning_rate, spread, progress, "comparison")
     model.eval()
-    with torch.no_grad():
-        right: dict[str, list[float]] = {}
-        for _ in range(16):
-            drawn = _draw(bank, range(kept, len(bank.tasks)), 64, spread, taxonomy)
-            first, second = bank.edits[drawn.rows, drawn.first], bank.edits[drawn.rows, drawn.second]
-            hits = ((judge.logit(first, second, drawn.queries) > 0) == (drawn.wanted > 0.5)).float()
-            for dimension, hit in zip(drawn.dimensions, hits.tolist(), strict=True):
-                right.setdefault(dimension, []).append(hit)
-    every = [hit for hits in right.values() for hit in hits]
-    by_dimension = {f"comparison_accuracy_{name}": float(np.mean(hits)) for name, hits in sorted(right.items())}
-    return {"dense_r2": r2, "comparison_accuracy": float(np.mean(every)), **by_dimension}
+    return {"dense_r2": r2, **_held_out_figures(judge, bank, range(kept, len(bank.tasks)), spread)}
+
+
+@torch.no_grad()
+def _held_out_figures(judge: Judge, bank: Bank, rows: range, spread: dict[tuple[str, str], float]) -> dict[str, float]:
+    """Share of comparisons that the judge gets right: random ones, over all and by dimension; a sample against its rival's, by task."""
+    right: dict[str, list[float]] = {}
+    for _ in range(16):
+        drawn = _draw(bank, _Questions(rows), 64, spread, judge.taxonomy)
+        odds = judge.logit(bank.edits[drawn.rows, drawn.first], bank.edits[drawn.rows, drawn.second], drawn.queries)
+        for dimension, hit in zip(drawn.dimensions, ((odds > 0) == (drawn.wanted > 0.5)).float().tolist(), strict=True):
+            right.setdefault(dimension, []).append(hit)
+    figures = {"comparison_accuracy": float(np.mean([hit for hits in right.values() for hit in hits]))}
+    figures |= {f"comparison_accuracy_{name}": float(np.mean(hits)) for name, hits in sorted(right.items())}
+    for name in sorted({bank.tasks[row].name for row in rows if READ in bank.scores[row]}):
+        of_task = [row for row in rows if bank.tasks[row].name == name]
+        queries = [judge.taxonomy.query(name, READ, bank.prompts[row]) for row in of_task]
+        better = torch.stack([bank.scores[row][READ][0] > bank.scores[row][READ][1] for row in of_task])
+        odds = judge.logit(bank.edits[of_task, 0], bank.edits[of_task, 1], queries)
+        figures[f"rival_accuracy_{name}"] = float(((odds > 0) == better).float().mean())
+    return figures
 
 
 def _train_dense(judge: Judge, bank: Bank, kept: int, steps: int, learning_rate: float, progress: Progress) -> float:
@@ -260,13 +306,21 @@ class _Drawn(NamedTuple):
     wanted: Tensor
 
 
-def _draw(bank: Bank, rows: range, count: int, spread: dict[tuple[str, str], float], taxonomy: Taxonomy) -> _Drawn:
-    chosen = torch.tensor([rows[int(i)] for i in torch.randint(len(rows), (count,))])
+class _Questions(NamedTuple):
+    """What comparisons are drawn from: rows of the bank, and of their tasks' dimensions these, or all."""
+
+    rows: Sequence[int]
+    dimensions: tuple[str, ...] = ()
+
+
+def _draw(bank: Bank, asked: _Questions, count: int, spread: dict[tuple[str, str], float], taxonomy: Taxonomy) -> _Drawn:
+    chosen = torch.tensor([asked.rows[int(i)] for i in torch.randint(len(asked.rows), (count,))])
     pairs = torch.stack([torch.randperm(VARIANTS)[:2] for _ in range(count)])  # [B, 2]
     dimensions, queries, wanted = [], [], []
     for row, (a, b) in zip(chosen.tolist(), pairs.tolist(), strict=True):
         task = bank.tasks[row]
-        dimension = task.dimensions[int(torch.randint(len(task.dimensions), ()))]
+        names = asked.dimensions or task.dimensions
+        dimension = names[int(torch.randint(len(names), ()))]
         score = bank.scores[row][dimension]
         dimensions.append(dimension)
         wanted.append(torch.sigmoid(SHARPNESS * (score[a] - score[b]) / (spread[task.name, dimension] + 1e-6)))
@@ -275,12 +329,19 @@ def _draw(bank: Bank, rows: range, count: int, spread: dict[tuple[str, str], flo
 
 
 def _train_comparison(
-    judge: Judge, bank: Bank, kept: int, steps: int, learning_rate: float, spread: dict[tuple[str, str], float], progress: Progress
+    judge: Judge,
+    bank: Bank,
+    questions: _Questions,
+    steps: int,
+    learning_rate: float,
+    spread: dict[tuple[str, str], float],
+    progress: Progress,
+    label: str,
 ) -> None:
     tower = list(judge.model.model.visual.parameters())
     known = {id(parameter) for parameter in tower}
     language = [parameter for parameter in judge.model.parameters() if id(parameter) not in known]
-    recall = torch.nn.Linear(judge.model.config.text_config.hidden_size, 2 * DENSE_FIGURES)
+    recall = torch.nn.Linear(judge.model.config.text_config.hidden_size, 2 * DENSE_FIGURES + ASKED)
     means = torch.stack([_dense_figures(bank.edits[:, v], bank.truths).mean(1) for v in range(VARIANTS)], dim=1)  # [R, V, DENSE_FIGURES]
     centre, width = means.mean((0, 1)), means.std((0, 1))
     rates = [learning_rate * TOWER_RATE, learning_rate]
@@ -289,11 +350,13 @@ def _train_comparison(
     last: list[Tensor] = []
     hook = judge.model.lm_head.register_forward_pre_hook(lambda module, inputs: last.append(inputs[0][:, -1]))
     right = 0.5
-    with progress.bar("pretrain judge: comparison", steps, "step") as bar:
+    with progress.bar(f"pretrain judge: {label}", steps, "step") as bar:
         for step in range(steps):
-            drawn = _draw(bank, range(kept), 32, spread, judge.taxonomy)
+            drawn = _draw(bank, questions, 32, spread, judge.taxonomy)
             one, two = ((means[drawn.rows, variant] - centre) / width for variant in (drawn.first, drawn.second))
-            held = torch.cat([torch.cat([one, two], 1), torch.cat([two, one], 1)])
+            reads = torch.tensor([judge.taxonomy.dimension(name).reads_prompt for name in drawn.dimensions])
+            asked = torch.where(reads[:, None], ASKED_SCALE * bank.asked[drawn.rows], torch.nan)
+            held = torch.cat([torch.cat([one, two, asked], 1), torch.cat([two, one, asked], 1)])
 
             def losses_of(pictures: Tensor, drawn: _Drawn = drawn, held: Tensor = held) -> tuple[Tensor, Tensor, Tensor]:
                 """Loss of the answers, loss of the recall, log-odds [2B]."""
@@ -302,7 +365,7 @@ def _train_comparison(
                 last.clear()
                 logits = judge.compare(a.join(b), b.join(a), [*drawn.queries, *drawn.queries])
                 answer = F.binary_cross_entropy_with_logits(logits, torch.cat([drawn.wanted, 1 - drawn.wanted]))
-                return answer, (recall(last[0]) - held).pow(2).mean(), logits
+                return answer, (recall(last[0]) - held)[held.isfinite()].pow(2).mean(), logits
 
             shown = _moved(torch.cat([bank.edits[drawn.rows, drawn.first], bank.edits[drawn.rows, drawn.second]]))[0].requires_grad_()
             optimizer.zero_grad()

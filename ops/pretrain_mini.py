@@ -56,6 +56,7 @@ class PretrainConfig(OpConfig):
     policy_muon_rate: float = Field(0.02, gt=0, description="flow-matching learning rate of Muon (ours)")
     judge_requests: int = Field(1000, ge=64, description="requests whose edits the judge is trained on (ours)")
     judge_dense_steps: int = Field(350, ge=1, description="steps of dense supervision of the vision tower (ours)")
+    judge_read_steps: int = Field(300, ge=0, description="steps of comparison by the prompt's object alone, before the next (ours)")
     judge_compare_steps: int = Field(420, ge=0, description="steps of comparison on scores; 0 keeps the start's judge (ours)")
     judge_learning_rate: float = Field(1.5e-3, gt=0, description="judge peak learning rate (ours)")
     seed: int = Field(0, description="seed of every draw (ours)")
@@ -72,11 +73,12 @@ class PretrainConfig(OpConfig):
 FURTHER = PretrainConfig(
     vae_steps=0,
     policy_steps=0,
-    judge_requests=2000,
-    judge_dense_steps=1300,
+    judge_requests=3000,
+    judge_dense_steps=200,
+    judge_read_steps=600,
     judge_compare_steps=600,
     judge_learning_rate=1e-3,
-    seed=3,
+    seed=4,
 )
 
 
@@ -172,6 +174,7 @@ def _judge(config: PretrainConfig, start: Path | None, flux: Path, out: Path, pr
         judge,
         bank,
         dense_steps=config.judge_dense_steps,
+        read_steps=config.judge_read_steps,
         compare_steps=config.judge_compare_steps,
         learning_rate=config.judge_learning_rate,
         seed=config.seed,

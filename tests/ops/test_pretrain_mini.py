@@ -23,7 +23,15 @@ from ops.pretrain_vae import BASE_SCENES, base_pictures, reconstruction_psnr
 ROOT = Path(__file__).parents[2]
 TAXONOMY = Taxonomy.load()
 TOY = PretrainConfig(
-    vae_steps=2, vae_batch=4, requests=64, policy_steps=2, policy_batch=4, judge_requests=64, judge_dense_steps=2, judge_compare_steps=2
+    vae_steps=2,
+    vae_batch=4,
+    requests=64,
+    policy_steps=2,
+    policy_batch=4,
+    judge_requests=64,
+    judge_dense_steps=2,
+    judge_read_steps=2,
+    judge_compare_steps=2,
 )
 
 
