@@ -13,8 +13,9 @@ from infra.progress import Progress
 from infra.stores.base import directory_digest
 from models.errors import ConfigError
 from models.flux_fill.loading import load_pipeline
+from models.images import to_tensor
 from models.judge import Judge
-from models.mini.scenes import render_scene
+from models.mini.scenes import COLOURS, render_scene
 from models.taxonomy import Taxonomy
 from ops.pretrain_mini import PretrainConfig, pretrain_mini, resumable
 from ops.pretrain_policy import FLAWS, flawed, requests
@@ -102,3 +103,19 @@ def test_the_shipped_autoencoder_reconstructs_as_recorded():
     torch.manual_seed(0)
     measured = reconstruction_psnr(load_pipeline(data / "flux-fill").vae, base_pictures(64, 0, first_scene=2 * BASE_SCENES))
     assert measured == pytest.approx(recorded, abs=0.3)
+
+
+def test_the_shipped_judge_reads_colours_in_the_prompt():
+    """Of one fill in two colours it prefers the one that is asked for, whichever of the two that is."""
+    task, judge = TAXONOMY.task("fill"), Judge.load(ensure_data(ROOT) / "mini" / "judge", TAXONOMY)
+    pictures, asked = [], []
+    for seed in range(2 * BASE_SCENES, 2 * BASE_SCENES + 60):
+        scene = render_scene(seed)
+        colour = list(COLOURS)[(list(COLOURS).index(scene.truth["object"]["colour"]) + 1 + seed % 7) % len(COLOURS)]
+        pair = scene, render_scene(seed, instead={"colour": colour})
+        pictures.append(torch.stack([to_tensor(each.image) for each in pair]))
+        asked.append([TAXONOMY.query(task.name, "text_alignment", each.caption) for each in pair])
+    first, second = torch.stack(pictures).unbind(1)
+    with torch.no_grad():
+        own, other = (judge.logit(first, second, [queries[k] for queries in asked]) for k in (0, 1))
+    assert (own > 0).float().mean() > 0.8 and (other < 0).float().mean() > 0.8  # the base judge before it: .5, without reading
