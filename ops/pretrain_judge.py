@@ -43,7 +43,6 @@ from ops.pretrain_vae import BASE_SCENES
 
 # Every value below is ours.
 VARIANTS = 5  # edits of one request: a sample, one of its rival, a one-step prediction, a spoiled target, one of the rival
-READ = "text_alignment"  # the dimension by which a sample and its rival's are told apart
 STEPS = 8
 STOPS = (3, 8)  # steps taken before the one-step prediction, lowest and one past the highest: what reward training shows the judge
 SHARPNESS = 2.0
@@ -235,7 +234,7 @@ def pretrain_judge(
     }
     naming = [row for row in range(kept) if bank.asked[row].isfinite().all()]
     if read_steps:
-        _train_comparison(judge, bank, _Questions(naming, (READ,)), read_steps, learning_rate, spread, progress, "reading")
+        _train_comparison(judge, bank, _Questions(naming, reading=True), read_steps, learning_rate, spread, progress, "reading")
     _train_comparison(judge, bank, _Questions(range(kept)), compare_steps, learning_rate, spread, progress, "comparison")
     model.eval()
     return {"dense_r2": r2, **_held_out_figures(judge, bank, range(kept, len(bank.tasks)), spread)}
@@ -252,12 +251,13 @@ def _held_out_figures(judge: Judge, bank: Bank, rows: range, spread: dict[tuple[
             right.setdefault(dimension, []).append(hit)
     figures = {"comparison_accuracy": float(np.mean([hit for hits in right.values() for hit in hits]))}
     figures |= {f"comparison_accuracy_{name}": float(np.mean(hits)) for name, hits in sorted(right.items())}
-    for name in sorted({bank.tasks[row].name for row in rows if READ in bank.scores[row]}):
-        of_task = [row for row in rows if bank.tasks[row].name == name]
-        queries = [judge.taxonomy.query(name, READ, bank.prompts[row]) for row in of_task]
-        better = torch.stack([bank.scores[row][READ][0] > bank.scores[row][READ][1] for row in of_task])
-        odds = judge.logit(bank.edits[of_task, 0], bank.edits[of_task, 1], queries)
-        figures[f"rival_accuracy_{name}"] = float(((odds > 0) == better).float().mean())
+    for task in judge.taxonomy.active:
+        of_task = [row for row in rows if bank.tasks[row].name == task.name]
+        for name in _reading(task, judge.taxonomy)[:1] if of_task else ():
+            queries = [judge.taxonomy.query(task.name, name, bank.prompts[row]) for row in of_task]
+            better = torch.stack([bank.scores[row][name][0] > bank.scores[row][name][1] for row in of_task])
+            odds = judge.logit(bank.edits[of_task, 0], bank.edits[of_task, 1], queries)
+            figures[f"rival_accuracy_{task.name}"] = float(((odds > 0) == better).float().mean())
     return figures
 
 
@@ -307,10 +307,14 @@ class _Drawn(NamedTuple):
 
 
 class _Questions(NamedTuple):
-    """What comparisons are drawn from: rows of the bank, and of their tasks' dimensions these, or all."""
+    """What comparisons are drawn from: rows of the bank, and all dimensions of their tasks or those alone that read the prompt."""
 
     rows: Sequence[int]
-    dimensions: tuple[str, ...] = ()
+    reading: bool = False
+
+
+def _reading(task: Task, taxonomy: Taxonomy) -> tuple[str, ...]:
+    return tuple(name for name in task.dimensions if taxonomy.dimension(name).reads_prompt)
 
 
 def _draw(bank: Bank, asked: _Questions, count: int, spread: dict[tuple[str, str], float], taxonomy: Taxonomy) -> _Drawn:
@@ -319,7 +323,7 @@ def _draw(bank: Bank, asked: _Questions, count: int, spread: dict[tuple[str, str
     dimensions, queries, wanted = [], [], []
     for row, (a, b) in zip(chosen.tolist(), pairs.tolist(), strict=True):
         task = bank.tasks[row]
-        names = asked.dimensions or task.dimensions
+        names = _reading(task, taxonomy) if asked.reading else task.dimensions
         dimension = names[int(torch.randint(len(names), ()))]
         score = bank.scores[row][dimension]
         dimensions.append(dimension)
