@@ -6,13 +6,15 @@ From random weights a Yes/No answer is one bit a sample and teaches the vision t
 2. comparison: for two edits of one request the log-odds are drawn towards how far the two scores lie apart,
    `L = BCE(log-odds, sigmoid(SHARPNESS * (s_first - s_second) / spread))`, over both orders; beside it the last hidden state
    regresses the mean figures of the first and of the second picture, which teaches it to tell the two apart, and, where the query
-   holds the prompt, colour and shape of the object that it names. Before the comparison of everything lies one of what only the prompt
-   can tell (`read_steps`): reading is learned from many such questions in a row and from few among others not at all.
+   holds the prompt, colour and shape of the object that it names. Before the comparison of everything lies one by the dimensions that
+   read the prompt, of requests that name an object (`read_steps`): reading is learned from many such questions in a row and from few
+   among others not at all.
 Every step has a second half: the same pictures, each moved a little along the gradient of its loss, to where the judge is most wrong
 (adversarial training: Goodfellow, Shlens and Szegedy, arXiv 1412.6572). A judge trained on unspoiled pictures alone hangs on the finest
 pattern of pixels, and its gradient, which is all that the policy learns from, points into such patterns.
 The edits are samples and one-step predictions of the mini base and, beside them, spoiled targets. One sample and one target show a rival:
-the same scene with another colour, shape or word than was asked for. Which of two such edits is better only the prompt can tell.
+the same scene with another colour, shape or word than was asked for. Which of the two fits the prompt nothing else can tell. (Where a
+task's prompt is fixed there is no rival: the sample stands twice, and the other target shows another object.)
 No annotator's label is used here, but the scores are those of the annotator's measures (`labelled_by`): the base judge has seen, without
 error and on other scenes, what the labels of the chain are made from.
 """
@@ -44,7 +46,7 @@ from ops.pretrain_vae import BASE_SCENES
 # Every value below is ours.
 VARIANTS = 5  # edits of one request: a sample, one of its rival, a one-step prediction, a spoiled target, one of the rival
 STEPS = 8
-STOPS = (3, 8)  # steps taken before the one-step prediction, lowest and one past the highest: what reward training shows the judge
+STOPS = (3, 8)  # steps taken before the one-step prediction, lowest and one past the highest: as the mini preset's candidates
 SHARPNESS = 2.0
 TOWER_RATE = 0.3  # the vision tower's learning rate in the comparison, relative to the language model's
 RECALL_WEIGHT = 1.0  # of the regression beside the answer
@@ -233,7 +235,7 @@ def pretrain_judge(
         for cell in taxonomy.cells
     }
     naming = [row for row in range(kept) if bank.asked[row].isfinite().all()]
-    if read_steps:
+    if read_steps and naming:
         _train_comparison(judge, bank, _Questions(naming, reading=True), read_steps, learning_rate, spread, progress, "reading")
     _train_comparison(judge, bank, _Questions(range(kept)), compare_steps, learning_rate, spread, progress, "comparison")
     model.eval()

@@ -25,7 +25,7 @@ RING_PX = 3  # ours: width of the ring inside the mask's edge that consistency l
 POOL_PX = 4  # ours: cell of the pooled colour difference, at 64 px
 REACH_PX = 4  # ours: how far from its place an object that is asked for is looked for, at 64 px
 OBJECT_MASKED = 0.5  # ours: an object of which the mask covers less is not looked for
-BOX_SHARE = 0.3  # ours: nor is one whose box is a smaller part of the mask: every fill has more, every extended picture less
+BOX_SHARE = 0.3  # ours: nor is one whose box is a smaller part of the mask: nearly every fill has more, nearly every extended picture less
 SHIFT_PX = 2  # ours: how far lettering may be displaced and still count as the same
 INK = 0.2  # ours: how far a column's luma lies from the paper's where a letter touches it
 DETAIL_FLOOR = 1e-4  # ours: power of the Laplacian under which a region counts as flat, about one grey level
@@ -85,18 +85,20 @@ def _object_agreement(image: Tensor, mask: Tensor, truth: dict[str, Any]) -> flo
     x0, y0, x1, y1 = thing["box"]
     if (cover * mask[0]).sum() < OBJECT_MASKED * cover.sum() or mask[0, y0:y1, x0:x1].sum() < BOX_SHARE * mask.sum():
         return None
-    near = torch.zeros_like(cover)
-    near[max(0, y0 - 2 * reach) : y1 + 2 * reach, max(0, x0 - 2 * reach) : x1 + 2 * reach] = 1
-    window = mask[0] * near  # [H, W]
     colour = image.new_tensor(COLOURS[thing["colour"]]) / 255
     tone = image.new_tensor(TONES[truth["background"]["tone"]]).mean(0) / 255
     distance = (image - colour.view(3, 1, 1)).norm(dim=0) / (tone - colour).norm()
-    like = (1 - distance).clamp(min=0)  # [H, W]: 1 in the asked colour, 0 at the background's middle tone and beyond
-    places = F.pad(cover, (reach,) * 4).unfold(0, cover.shape[0], 1).unfold(1, cover.shape[1], 1) * window  # [2 reach + 1, ..., H, W]
+    near = slice(max(0, y0 - 2 * reach), y1 + 2 * reach), slice(max(0, x0 - 2 * reach), x1 + 2 * reach)
+    window = mask[0][near]  # [h, w], the masked pixels that are looked at
+    like = (1 - distance[near]).clamp(min=0)  # [h, w]: 1 in the asked colour, 0 at the background's middle tone and beyond
+    steps = torch.linspace(0, 2 * reach, 2 * REACH_PX + 1).round().long()
+    moved = F.pad(cover, (reach,) * 4).unfold(0, cover.shape[0], 1).unfold(1, cover.shape[1], 1)  # [2 reach + 1, 2 reach + 1, H, W], a view
+    places = moved[steps][:, steps][..., near[0], near[1]] * window  # [K, K, h, w]
     around = window - places
     on = (places * like).sum((-2, -1)) / places.sum((-2, -1)).clamp(min=1e-6)
     off = (around * like).sum((-2, -1)) / around.sum((-2, -1)).clamp(min=1e-6)
     allowed = places.sum((-2, -1)) >= OBJECT_MASKED * cover.sum()
+    allowed[REACH_PX, REACH_PX] = True  # where it belongs: asked above
     return float((on - off)[allowed].max())
 
 

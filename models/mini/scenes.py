@@ -150,7 +150,10 @@ def draw_sign(image: Image.Image, box: tuple[int, int, int, int], word: str, dar
 
 
 def render_scene(seed: int, size: int = 64, instead: Mapping[str, str] = MappingProxyType({})) -> Scene:
-    """Render the scene of a seed at `size` x `size` pixels; `instead` names another colour, shape or word than the seed's."""
+    """Render the scene of a seed at `size` x `size` pixels; `instead` names another colour, shape or word than the seed's.
+
+    Nothing else changes, but that a scene without a word has none to be replaced (it would get a sign, and its object another place).
+    """
     rng = np.random.default_rng([20250821, seed])
     background, texture, tone = _background(rng, size)
     shape, colour = SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]

@@ -35,6 +35,22 @@ def test_picture_and_clean_picture_differ_on_the_object_and_nowhere_else(seed):
     assert x0 - 1 <= columns.min() and columns.max() <= x1 + 1 and y0 - 1 <= rows.min() and rows.max() <= y1 + 1
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_another_object_or_word_changes_nothing_else(seed):
+    scene = render_scene(seed)
+    thing, word = scene.truth["object"], scene.truth.get("word")
+    instead = {"colour": "red" if thing["colour"] != "red" else "blue"} | (
+        {"word": "CAT" if word["text"] != "CAT" else "DOG"} if word else {}
+    )
+    other = render_scene(seed, instead=instead)
+    assert other.truth == scene.truth | {"object": thing | {"colour": instead["colour"]}} | (
+        {"word": word | {"text": instead["word"]}} if word else {}
+    )
+    changed = (to_tensor(scene.image) - to_tensor(other.image)).abs().amax(0) > 0.04
+    may = to_mask(scene.object_mask)[0] + (to_mask(scene.words_mask)[0] if scene.words_mask else 0)
+    assert changed.any() and not (changed & (may == 0)).any() and instead["colour"] in other.caption
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_caption_names_what_is_there(seed):
     scene = render_scene(seed)

@@ -17,6 +17,7 @@ from models.images import to_tensor
 from models.judge import Judge
 from models.mini.scenes import COLOURS, render_scene
 from models.taxonomy import Taxonomy
+from ops.pretrain_judge import make_bank
 from ops.pretrain_mini import PretrainConfig, pretrain_mini, resumable
 from ops.pretrain_policy import FLAWS, flawed, requests
 from ops.pretrain_vae import BASE_SCENES, base_pictures, reconstruction_psnr
@@ -103,6 +104,16 @@ def test_the_shipped_autoencoder_reconstructs_as_recorded():
     torch.manual_seed(0)
     measured = reconstruction_psnr(load_pipeline(data / "flux-fill").vae, base_pictures(64, 0, first_scene=2 * BASE_SCENES))
     assert measured == pytest.approx(recorded, abs=0.3)
+
+
+def test_rivals_fit_the_prompt_less():
+    """In the judge's pictures the sample of a rival and its target follow the prompt less than the request's own."""
+    bank = make_bank(load_pipeline(ensure_data(ROOT) / "mini" / "flux-fill"), TAXONOMY, 64, 11, Progress())
+    fills = [row for row, task in enumerate(bank.tasks) if task.name == "fill"]
+    sample, rival, _, target, rival_target = torch.stack([bank.scores[row]["text_alignment"] for row in fills]).mean(0)
+    assert sample > rival + 0.1 and target > rival_target + 0.1
+    named = [bool(asked.isfinite().all()) for asked in bank.asked]
+    assert named == [task.prompt == "caption" for task in bank.tasks]
 
 
 def test_the_shipped_judge_reads_colours_in_the_prompt():
