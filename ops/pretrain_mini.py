@@ -92,7 +92,13 @@ def pretrain_mini(config: PretrainConfig, out: Path, progress: Progress, taxonom
 
     Args:
         start: a base made by this recipe under the same taxonomy, whose weights training goes on from; random ones without.
+
+    Raises ConfigError where `start` is no such base, and where 0 steps ask for a part that no start has.
     """
+    if start and not (start / RECIPE).is_file():
+        raise ConfigError(
+            f"{start} is no mini base: it holds no {RECIPE}.", "Give what `onereward pretrain-mini` wrote, such as data/mini."
+        )
     out.mkdir(parents=True, exist_ok=True)
     recipe: dict[str, Any] = {"config": config.model_dump(), "taxonomy": taxonomy.digest(), "torch": torch.__version__, "figures": {}}
     if start:

@@ -80,6 +80,9 @@ def test_no_steps_keep_what_the_start_has(tmp_path):
         assert directory_digest(tmp_path / part) == directory_digest(start / part)
     with pytest.raises(ConfigError, match="no start"):
         pretrain_mini(kept, tmp_path / "nothing", Progress(), TAXONOMY)
+    with pytest.raises(ConfigError, match=r"gone is no mini base: it holds no recipe\.json"):
+        pretrain_mini(TOY, tmp_path / "never", Progress(), TAXONOMY, tmp_path / "gone")
+    assert not (tmp_path / "never").exists()
 
 
 def test_requests_cover_every_task_by_its_share():
