@@ -26,7 +26,8 @@ helps here need not help FLUX Fill and people. A few seeds ({seeds} here) give t
 clearly larger than its spread over seeds says nothing, and with {arms} arms some will stand out by luck; nothing is corrected for that.
 Every arm changes one setting and nothing was tuned for it, while the preset's own settings were chosen on validation scenes, so the
 defaults are favoured. The base judge has been trained on pairs and on the shipped query, which favours them once more, and the candidates
-hold one-step predictions of stop steps 3 to 7 only. No second judge is fitted: all labels go to the judge that is measured, and of
+hold one-step predictions of the stop steps that the preset names for them only.
+No second judge is fitted: all labels go to the judge that is measured, and of
 every policy the last checkpoint is delivered where the chain would choose one. The scenes are others than those of `make bench`; the few
 photographs, which count in the judge's figures and not in the win rates, are the same for all seeds."""
 JUDGES = """\

@@ -56,7 +56,7 @@ class PretrainConfig(OpConfig):
     policy_muon_rate: float = Field(0.02, gt=0, description="flow-matching learning rate of Muon (ours)")
     judge_requests: int = Field(1000, ge=64, description="requests whose edits the judge is trained on (ours)")
     judge_dense_steps: int = Field(350, ge=1, description="steps of dense supervision of the vision tower (ours)")
-    judge_read_steps: int = Field(300, ge=0, description="steps of comparison by the prompt's object alone, before the next (ours)")
+    judge_read_steps: int = Field(300, ge=0, description="steps of comparison by what the prompt says of an object, before the next (ours)")
     judge_compare_steps: int = Field(420, ge=0, description="steps of comparison on scores; 0 keeps the start's judge (ours)")
     judge_learning_rate: float = Field(1.5e-3, gt=0, description="judge peak learning rate (ours)")
     seed: int = Field(0, description="seed of every draw (ours)")

@@ -81,7 +81,7 @@ def _object_agreement(image: Tensor, mask: Tensor, truth: dict[str, Any]) -> flo
     None where the request is about more than the object: the mask covers less than half of it, or its box is a small part of the mask.
     """
     thing, reach = truth["object"], _scaled(REACH_PX, image)
-    cover = torch.from_numpy(silhouette(thing["shape"], tuple(thing["box"]), image.shape[-1]).copy())
+    cover = torch.from_numpy(silhouette(thing["shape"], tuple(thing["box"]), image.shape[-1]))
     x0, y0, x1, y1 = thing["box"]
     if (cover * mask[0]).sum() < OBJECT_MASKED * cover.sum() or mask[0, y0:y1, x0:x1].sum() < BOX_SHARE * mask.sum():
         return None

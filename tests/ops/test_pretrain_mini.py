@@ -132,4 +132,4 @@ def test_the_shipped_judge_reads_colours_in_the_prompt():
     first, second = torch.stack(pictures).unbind(1)
     with torch.no_grad():
         own, other = (judge.logit(first, second, [queries[k] for queries in asked]) for k in (0, 1))
-    assert (own > 0).float().mean() > 0.8 and (other < 0).float().mean() > 0.8  # the base judge before it: .5, without reading
+    assert (own > 0).float().mean() > 0.8 and (other < 0).float().mean() > 0.8  # the base judge before it: .56 and .44
