@@ -13,7 +13,7 @@ from infra.stores.dvc import DvcStore
 from models.errors import DiskFull, GateRefused, SignatureRefused
 from ops.gate import SIGNATURE, Gate, GateConfig, evidence_for, record_evidence
 from tests.ops.promotable import keys_of
-from tests.ops.test_gate import GOOD, artifact
+from tests.ops.sound import GOOD, artifact
 
 GATES = [Gate("onnx_valid", 1, 1, True, "d"), Gate("onnx_error", 1e-4, 1e-3, True, "d")]
 FAILED = [GATES[0], Gate("onnx_error", None, 1e-3, False, "d")]
