@@ -38,15 +38,10 @@ def keep_records(report: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = [path for path in (report / ITEMS, report / PAIRS, *sorted(report.glob(f"policy-*-{CHECKPOINTS}"))) if path.exists()]
     for path in found:
-        pack(folder, path.name, path.read_bytes())
+        with replacing(folder / f"{path.name}{ZIPPED}") as draft:
+            draft.write_bytes(lzma.compress(path.read_bytes()))
     for stale in set(folder.iterdir()) - {folder / f"{path.name}{ZIPPED}" for path in found}:  # a run that was refused has fewer
         stale.unlink()
-
-
-def pack(folder: Path, name: str, records: bytes) -> None:
-    """Keep records compressed."""
-    with replacing(folder / f"{name}{ZIPPED}") as draft:
-        draft.write_bytes(lzma.compress(records))
 
 
 def unpacked(folder: Path, name: str) -> list[dict[str, Any]]:

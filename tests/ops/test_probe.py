@@ -3,7 +3,8 @@
 The records are of real runs of the mini policy (benchmarks/hacking_records.py makes such): with no cap, every cell rewarded however
 badly it is judged, nothing to keep it from changing what it should not, a single view for the judge and a high learning rate; and
 with the preset's guardrails. Another, from before a single view was asked, has 12 scenes a task in place of 32. Those under `with_blind`
-are of another draw and were looked at by measures that need no target too (docs/statistics.md tells the differences).
+are of another draw and were looked at by measures that need no target too (docs/statistics.md tells the differences); `second_round` is
+the bench's of seed 2 at commit 0ef9cee, with all its guardrails, which took no part in any choice of measures or thresholds.
 """
 
 import gzip
@@ -73,6 +74,7 @@ def chosen_of(rows: list[Look], enough: float = TrainPolicyConfig.model_fields["
         ("too_few_scenes", [36, 48, 60], []),
         ("with_blind/guardrails_off", [24, 36, 48, 60], [24, 36, 48, 60]),
         ("with_blind/guardrails_on", [36], []),
+        ("with_blind/second_round", [36], [36]),
     ],
 )
 def test_which_checkpoints_the_truth_refuses_and_which_the_measures_without_it(name: str, by_truth: list[int], without: list[int]) -> None:
@@ -122,6 +124,7 @@ def test_a_run_with_guardrails_passes(tmp_path: Path) -> None:
         ("too_few_scenes", 24, 0.056),
         ("with_blind/guardrails_off", 12, 0.0),
         ("with_blind/guardrails_on", 36, 0.013),
+        ("with_blind/second_round", 24, 0.0),
     ],
 )
 def test_what_would_have_been_delivered(name: str, chosen: int, gap: float) -> None:
