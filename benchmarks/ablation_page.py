@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.ablation_arms import ARMS, DEFAULTS
-from benchmarks.results_page import rate, table
+from benchmarks.markdown import rate, table
 from ops.pictures import rates
 
 Found = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> figures

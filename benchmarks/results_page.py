@@ -16,12 +16,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks import label_section
+from benchmarks.markdown import NONE, interval, rate, table
 from benchmarks.rows import locked, rows
 from benchmarks.targets import MODES, Run, sealed, targets
 from infra.disk import replacing
 from models.taxonomy import Taxonomy
 from ops.label import LabelConfig
-from ops.pictures import SERIES, against_steps, plot, rates
+from ops.pictures import against_steps, rates
 from ops.policy_watch import hindsight, unrewarded
 from ops.probe import JUDGE, SECOND, TRUTH
 
@@ -30,7 +32,6 @@ RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
 LABELS = ROOT / "benchmarks" / "results" / "label_curve.json"
 PAGE = ROOT / "docs" / "results.md"
 NAMED = {"judge": JUDGE, "second judge": SECOND, "truth": TRUTH}
-NONE = "–"
 
 INTRODUCTION = """\
 Written by `python -m benchmarks.results_page` from the files in `benchmarks/results/`: no figure here is typed by hand. The records behind
@@ -38,6 +39,10 @@ the runs lie beside them (`python -m benchmarks.records` computes the figures fr
 shares, in brackets 95% intervals drawn over scenes ([statistics.md](statistics.md)). Win rates are over the base's edit from the same
 noise, ties half, on sealed test scenes: by acceptance, the measures with which nobody labelled, and by the annotator, those it ranks
 with ([measures.md](measures.md))."""
+
+ABOUT_SEEN = """\
+Classified from the picture alone ([measures.md](measures.md#what-is-to-be-seen-modelsminiseenpy)): shares of the sealed edits that show
+what was asked, and the delivered mode's less the base's, of the same requests from the same noise."""
 
 ABOUT_JUDGE = """\
 Sealed: accuracy on sealed test pairs labelled without error (training labels: error rate {error}), how many they are, and the base judge's
@@ -47,16 +52,6 @@ ABOUT_CHECKPOINTS = """\
 A second judge chose, fitted on the labels of other source images; since commit 96ca070 measures that need no target have a say
 (evidence.md). The truth, a win rate on validation scenes, was recorded beside it; no choice read it. Of both judges and of the truth it
 is the share of comparisons won."""
-
-ABOUT_LABELS = """\
-Accuracy on sealed test pairs labelled without error, of judges fitted from the base judge to so many labels by an annotator who swaps
-best and worst as often as the error rate says. A label is a decided one: ties cost work too and are not counted. A quarter as many
-validation labels by the same annotator, bought on top, choose when to stop. Read along a line what more labels bring, and across the
-lines what a second look at each label would: where a line of fewer errors reaches at few labels what another reaches at many, care
-is cheaper than number. Small dots and brackets are the seeds, lines their means. The base judge, from which every fit starts, has been
-trained on the measures that the labels are made from (`ops/pretrain_judge.py`); a fit marked {untouched} ended where it began, because no
-step of it was better on its validation labels, and is that base judge. Made by `python -m benchmarks.label_curve`."""
-UNTOUCHED = "°"
 
 
 def write_page(results: Path = RESULTS, labels: Path = LABELS, page: Path = PAGE) -> Path:
@@ -71,27 +66,6 @@ def write_page(results: Path = RESULTS, labels: Path = LABELS, page: Path = PAGE
         with replacing(page) as draft:
             draft.write_text(text, encoding="utf-8")
     return page
-
-
-def rate(value: float | None, digits: int = 2) -> str:
-    """Without the leading zero, as rates are written here; counts as they are."""
-    if value is None:
-        return NONE
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
-
-
-def interval(row: dict[str, Any] | None, name: str = "win_rate", lo: str = "lo", hi: str = "hi") -> str:
-    """A rate with its interval."""
-    if row is None or row[name] is None:
-        return NONE
-    return f"{rate(row[name])} ({rate(row[lo])} to {rate(row[hi])})"
-
-
-def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *lines])
 
 
 def _page(runs: list[Run], fits: list[dict[str, Any]], drawn: dict[str, str]) -> str:
@@ -116,6 +90,9 @@ def _page(runs: list[Run], fits: list[dict[str, Any]], drawn: dict[str, str]) ->
             for mode in MODES
             for part in (f"### {mode}", _wins(runs, taxonomy, mode), picture(f"cells-{mode}", f"win rate per cell, {mode}"))
         ),
+        "## What is to be seen",
+        ABOUT_SEEN,
+        _seen(runs),
         "## The judge by cell",
         ABOUT_JUDGE.format(error=", ".join(sorted({_error_rate(run) for run in runs})) or NONE),
         _judge(runs, taxonomy),
@@ -138,9 +115,9 @@ def _page(runs: list[Run], fits: list[dict[str, Any]], drawn: dict[str, str]) ->
     if fits:
         parts += [
             "## How many labels to buy",
-            ABOUT_LABELS.format(untouched=UNTOUCHED),
-            _labels(fits),
-            _commits(fits),
+            label_section.ABOUT,
+            label_section.label_table(fits),
+            label_section.commits_of(fits),
             picture("label_curve", "accuracy against number of labels"),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -196,6 +173,25 @@ def _by_task(runs: list[Run]) -> str:
             mean = interval(summary, f"{prefix}mean_win_rate", f"{prefix}mean_lo", f"{prefix}mean_hi")
             lines.append([f"{mode}{delivered}", str(run["seed"]), told, *(interval(found.get(task), *names) for task in tasks), mean])
     return table(["mode", "seed", "counted", *tasks, "mean"], lines)
+
+
+def _seen(runs: list[Run]) -> str:
+    """Per task and fact: each seed's requests, base, delivered mode and their difference; then the differences' mean over seeds."""
+    evaluated = [run for run in runs if run["seen"] and run["policy"] and run["best_mode"]]
+    found = {
+        run["seed"]: [run["seen"]["base"], run["seen"][run["best_mode"]], run["policy"][run["best_mode"]]["facts"]] for run in evaluated
+    }
+    lines = []
+    for fact in dict.fromkeys((row["task"], row["fact"]) for base, _, _ in found.values() for row in base):
+        line, differences = [*fact], []
+        for shares in found.values():
+            base, ours, more = (next((row for row in rows if (row["task"], row["fact"]) == fact), None) for rows in shares)
+            if more:
+                differences.append(more["more"])
+            line += [rate(more and more["n"]), rate(base and base["share"]), rate(ours and ours["share"]), interval(more, "more")]
+        lines.append([*line, rate(sum(differences) / len(differences)) if differences else NONE])
+    columns = [f"seed {seed}: {told}" if told == "n" else told for seed in found for told in ("n", "base", "delivered", "difference")]
+    return table(["task", "to be seen", *columns, "mean difference"], lines)
 
 
 def _cell(cells: Sequence[dict[str, Any]] | None, cell: tuple[str, str]) -> dict[str, Any] | None:
@@ -319,24 +315,6 @@ def _gates(runs: list[Run]) -> str:
     return table(["artifact", "gate", "threshold", *(f"seed {run['seed']}" for run in runs)], lines)
 
 
-def _labels(fits: list[dict[str, Any]]) -> str:
-    errors = sorted({fit["error_rate"] for fit in fits})
-    lines = []
-    for size in sorted({fit["labels"] for fit in fits}):
-        line = [str(size)]
-        for error in errors:
-            here = [fit for fit in fits if (fit["labels"], fit["error_rate"]) == (size, error)]
-            seeds = [rate(fit["mean_accuracy"]) + ("" if fit["best_step"] else UNTOUCHED) for fit in here]
-            line.append(f"{rate(sum(fit['mean_accuracy'] for fit in here) / len(here))} ({', '.join(seeds)})" if here else NONE)
-        lines.append(line)
-    return table(["labels", *(f"error rate {error:g}" for error in errors)], lines)
-
-
-def _commits(fits: list[dict[str, Any]]) -> str:
-    """Fits of several commits may lie in one file: one that was not made again is not taken away."""
-    return "Commits: " + ", ".join(f"`{commit[:13]}`" for commit in sorted({fit["commit"] for fit in fits})) + "."
-
-
 def _plots(runs: list[Run], fits: list[dict[str, Any]]) -> dict[str, Figure]:
     """Name -> plot; those for which there are no figures are left out."""
     taxonomy = Taxonomy.load()
@@ -368,27 +346,8 @@ def _plots(runs: list[Run], fits: list[dict[str, Any]]) -> dict[str, Figure]:
         if panels:
             plots[f"curves-{mode}"] = against_steps(panels, x=f"iterations, {mode}", y="preferred to the base")
     if fits:
-        plots["label_curve"] = label_plot(fits)
+        plots["label_curve"] = label_section.label_plot(fits)
     return plots
-
-
-def label_plot(fits: list[dict[str, Any]]) -> Figure:
-    """Accuracy against number of labels: a line through the means and a dot per seed for each error rate."""
-    figure, axes = plot(5.2, 3.2)
-    for colour, error in zip(SERIES, sorted({fit["error_rate"] for fit in fits}), strict=False):
-        here = [(fit["labels"], fit["mean_accuracy"]) for fit in fits if fit["error_rate"] == error]
-        sizes = sorted({size for size, _ in here})
-        means = [sum(found) / len(found) for found in ([value for at, value in here if at == size] for size in sizes)]
-        axes.plot(sizes, means, color=colour, linewidth=1.8, label=f"error rate {error:g}")
-        axes.scatter(*zip(*here, strict=True), color=colour, s=14, alpha=0.6, linewidths=0)
-    at = sorted({fit["labels"] for fit in fits})
-    axes.set_xscale("log")
-    axes.set_xticks(at, [f"{size:,}" for size in at])
-    axes.minorticks_off()
-    axes.set_xlabel("decided training labels")
-    axes.set_ylabel("accuracy on sealed pairs")
-    axes.legend(frameon=False, fontsize=9)
-    return figure
 
 
 def main() -> None:

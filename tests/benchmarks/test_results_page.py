@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.results_page import rate, write_page
+from benchmarks.markdown import rate
+from benchmarks.results_page import write_page
 from benchmarks.rows import keep
 from benchmarks.targets import MODES, targets
 from models.taxonomy import Taxonomy
@@ -27,6 +28,7 @@ def summary(win: float) -> dict[str, Any]:
     kept = {"preservation_psnr": 30.0, "base_preservation_psnr": 30.2, "outside_similarity": 0.95, "base_outside_similarity": 0.95}
     means = {"mean_win_rate": win, "mean_lo": win - 0.02, "mean_hi": win + 0.02}
     means |= {f"confirming_{name}": 0.9 for name in means}
+    facts = [{"task": "fill", "fact": "colour", "n": 110, "more": win - 0.9, "lo": win - 0.95, "hi": win - 0.85, "p_worse": 0.5}]
     on_edits = {"mean_accuracy": 0.81, "cells": judged}
     return {
         "n": 600,
@@ -34,6 +36,7 @@ def summary(win: float) -> dict[str, Any]:
         **kept,
         "judge_on_edits": on_edits,
         "cells": cells,
+        "facts": facts,
         "tasks": [{"task": t.name, **row} for t in TAXONOMY.active],
     }
 
@@ -62,6 +65,10 @@ def record(seed: int, win: float) -> dict[str, Any]:
         "policy": {mode: summary(win) for mode in MODES},
         "best_mode": "static",
         "absolute": {name: [{"task": t, "dimension": d, "n": 120, "mean": 0.5} for t, d in TAXONOMY.cells] for name in ("base", *MODES)},
+        "seen": {
+            name: [{"task": "fill", "fact": "colour", "n": 110, "share": share}]
+            for name, share in zip(("base", *MODES), (0.6, 0.55, 0.5), strict=True)
+        },
         "gates": [
             {
                 "artifact": "evaluation",
@@ -146,6 +153,10 @@ def test_a_target_that_one_seed_misses_is_printed_as_missed(tmp_path: Path) -> N
     assert row(text, f"{over} worst cell")[2] == ".120" and row(text, f"{over} worst cell")[-1] == "**missed** (2 of 3 met it)"
     assert row(text, "evaluation | win_rate")[-1] == "0.74 (n 600, needed 167)"
     assert row(text, "0 | text/legibility") == ["0", "text/legibility"]
+    assert row(text, "fill | colour") == [
+        *["fill", "colour", "110", ".60", ".55", "-.05 (-.10 to .00)", "110", ".60", ".55", "-.08 (-.13 to -.03)"],
+        *["110", ".60", ".55", "-.16 (-.21 to -.11)", "-.10"],
+    ]
     assert text.count("| fill | structure |") == 4  # wins of both modes, the judge, absolute quality
 
 
