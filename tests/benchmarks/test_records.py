@@ -15,10 +15,10 @@ RUNS = dict(committed())
 
 def test_every_committed_run_has_its_records() -> None:
     assert {path.name for path in (RESULTS / "records").iterdir()} == RUNS.keys()
-    assert len(RUNS) == 7
+    assert len(RUNS) == 5  # two of the bench's first rounds were refused, so they have no second
 
 
-@pytest.mark.parametrize("name", ["bench-2-next", "default_run"])  # `python -m benchmarks.records` does them all
+@pytest.mark.parametrize("name", ["bench-0-next", "default_run"])  # `python -m benchmarks.records` does them all
 def test_figures_are_those_of_the_records(name: str) -> None:
     run = RUNS[name]
     found = recomputed(run, RESULTS / "records" / name)
