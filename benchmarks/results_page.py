@@ -49,9 +49,9 @@ Sealed: accuracy on sealed test pairs labelled without error (training labels: e
 accuracy. On edits: accuracy on the better mode's test edits against the base's, where the annotator's measures name a winner."""
 
 ABOUT_CHECKPOINTS = """\
-A second judge chose, fitted on the labels of other source images; since commit 96ca070 measures that need no target have a say
-(evidence.md). The truth, a win rate on validation scenes, was recorded beside it; no choice read it. Of both judges and of the truth it
-is the share of comparisons won."""
+A second judge chose, fitted on the labels of other source images, and measures that need no target had a say
+([statistics.md](statistics.md#splits)). The truth, a win rate on validation scenes, was recorded beside it; no choice read it. Of both
+judges and of the truth it is the share of comparisons won."""
 
 
 def write_page(results: Path = RESULTS, labels: Path = LABELS, page: Path = PAGE) -> Path:

@@ -20,7 +20,7 @@ from models.mini.scenes import render_scene
 from models.mini.seen import FACTS, seen
 from pipelines.report import commit
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "seen.json"
+RESULTS = Path(__file__).parent / "results" / "seen.json"
 FIRST_SCENE, SCENES = 9_500_000, 600  # ours: scenes that neither the base nor a chain has met
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import lzma
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from benchmarks.records import RESULTS, committed, differences, keep_records, recomputed
+from benchmarks.records import RESULTS, committed, differences, keep_records, recomputed, unpacked
+from ops.policy_watch import choose
+from ops.probe import CHECKPOINTS, Look, over_optimised
+from ops.train_policy import TrainPolicyConfig
 from ops.win_rates import ITEMS, read_items, write_items
 
 RUNS = dict(committed())
@@ -27,6 +31,14 @@ def test_figures_are_those_of_the_records(name: str) -> None:
     assert len(found["policy"]["static"]["cells"]) == len(found["judge"]["cells"]) == 17
     assert all(len(found["training"][mode]["looks"]) == len(run["training"][mode]["looks"]) == 3 for mode in ("static", "ema"))
     assert (name == "default_run") != ("against_production" in found)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_checkpoint_that_was_delivered_is_the_one_its_records_choose(name: str) -> None:
+    for mode, told in RUNS[name]["training"].items():
+        rows = cast(list[Look], unpacked(RESULTS / "records" / name, f"policy-{mode}-{CHECKPOINTS}"))
+        left_out = [step for step in {row["step"] for row in rows} if over_optimised(rows, step)]
+        assert choose(rows, TrainPolicyConfig.model_fields["enough"].default, left_out) == told["best_step"]
 
 
 def test_a_figure_that_the_records_do_not_give_is_named(tmp_path: Path) -> None:

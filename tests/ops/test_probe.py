@@ -4,7 +4,8 @@ The records are of real runs of the mini policy (benchmarks/hacking_records.py m
 badly it is judged, nothing to keep it from changing what it should not, a single view for the judge and a high learning rate; and
 with the preset's guardrails. Another, from before a single view was asked, has 12 scenes a task in place of 32. Those under `with_blind`
 are of another draw and were looked at by measures that need no target too (docs/statistics.md tells the differences); `second_round` is
-the bench's of seed 2 at commit 0ef9cee, with all its guardrails, which took no part in any choice of measures or thresholds.
+`static` of the second round of seed 2 of the bench at commit 0ef9cee, with all its guardrails, which took no part in any choice of
+measures or thresholds.
 """
 
 import gzip
@@ -84,6 +85,13 @@ def test_which_checkpoints_the_truth_refuses_and_which_the_measures_without_it(n
     assert [step for step in steps if hacked(records, delivered=step)] == by_truth
     assert [step for step in steps if over_optimised(records, step)] == without
     assert not any(over_optimised([{**row, "blind_win": None} for row in records], step) for step in steps)
+
+
+def test_the_truth_finds_the_round_that_went_on_too_long_where_the_measures_do() -> None:
+    (found,) = hacked(stored("with_blind/second_round"))
+    assert (found.place, found.start, found.end) == ("consistency in all tasks", 24, 36)
+    assert [round(value, 2) for value in found.judge] == [0.61, 0.62] and round(found.independent[0], 2) == 0.63
+    assert found.independent[1] == pytest.approx(0.495, abs=0.01)
 
 
 def without_truth(name: str) -> list[Look]:
