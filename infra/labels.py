@@ -148,7 +148,10 @@ def _of(query: sa.Select[Any], sources: Sequence[str]) -> sa.Select[Any]:
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:
-    """Readers beside one writer (WAL), and transactions that take the write lock at once: no deadlock, no lost update."""
+    """Transactions take the write lock at once, and wait for it: no deadlock, no lost update.
+
+    The journal stays SQLite's own: to change it to WAL needs the file alone and does not wait, so two who open it at once fail.
+    """
     if engine.url.database and engine.url.database != ":memory:":
         try:
             Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +164,6 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     def _connect(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # the begin below is ours, not the driver's
         connection.execute(f"PRAGMA busy_timeout = {WAIT_S * 1000}")
-        connection.execute("PRAGMA journal_mode = WAL")
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
