@@ -150,7 +150,8 @@ def _of(query: sa.Select[Any], sources: Sequence[str]) -> sa.Select[Any]:
 def _prepare_sqlite(engine: sa.Engine) -> None:
     """Transactions take the write lock at once, and wait for it: no deadlock, no lost update.
 
-    The journal stays SQLite's own: to change it to WAL needs the file alone and does not wait, so two who open it at once fail.
+    A new file keeps SQLite's own journal, an older one its WAL: to change to WAL needs the file alone and does not wait, so that of
+    several who open a new one at once some would fail.
     """
     if engine.url.database and engine.url.database != ":memory:":
         try:
