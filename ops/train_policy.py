@@ -18,7 +18,7 @@ import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,8 +64,12 @@ class TrainPolicyConfig(OpConfig):
         gt=0,
         description="the judge's log-odds are divided by this: where it is sure of itself, P(Yes) is flat and gives no gradient (ours)",
     )
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        {}, description="dimension -> weight of its J_e; one where it is not named, as all in the paper (ours)"
+    same_noise: bool = Field(
+        False,
+        description="reference and policy start from one noise, so that training alone tells their edits apart; the paper draws two (ours)",
+    )
+    by_shortfall: bool = Field(
+        False, description="a dimension weighs in proportion to its J_e, so that none is given up for another; else all alike (ours)"
     )
     jitter: int = Field(
         0,
@@ -205,8 +209,6 @@ class Trainer:
         self.shards = ShardReader(curated)
         self.conditions = [row for row in read_rows(curated / "conditions.jsonl", Condition) if row.split == "train"]
         self.rewarded = rewarded_dimensions(taxonomy, judge, config.least_judged)
-        if unknown := sorted(config.weights.keys() - {each.name for each in taxonomy.dimensions}):
-            raise ConfigError(f"`weights` names {', '.join(unknown)}, no dimension of the taxonomy.", "Correct the name.")
         self.tasks = [t for t in taxonomy.active if self.rewarded[t.name] and any(c.task == t.name for c in self.conditions)]
         if not self.tasks:
             raise NotEnoughData(f"{curated} has no training condition of a task the judge can judge.", "Label more, or lower least_judged.")
@@ -242,7 +244,9 @@ class Trainer:
         stop = int(rng.integers(config.stop_low, config.stop_high + 1))
         pool = [c for c in self.conditions if c.task == task.name]
         batch = [pool[i] for i in rng.choice(len(pool), config.batch_size, replace=len(pool) < config.batch_size)]
-        seeds = rng.integers(2**31, size=(2, config.batch_size))  # two different noises
+        seeds = rng.integers(2**31, size=(2, config.batch_size))  # two different noises: the reference's, the policy's
+        if config.same_noise:
+            seeds[0] = seeds[1]
         shifts = rng.integers(-config.jitter, config.jitter + 1, (config.views, 2)).tolist()
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         sources, masks, encoded = self._encode(batch[mine])
@@ -323,8 +327,14 @@ class Trainer:
             queries = [self.taxonomy.query(task.name, name, c.prompt) for c in batch]
             log_odds.append(self.judge.compare(first, second, queries * views).view(views, -1).mean(0))
         p_yes = (torch.stack(log_odds) / config.temperature).sigmoid()  # [D, B]
-        weights = p_yes.new_tensor([config.weights.get(name, 1.0) for name in dimensions])
-        return hinge_reward_loss(p_yes, config.cap, weights) + drift, p_yes.detach()
+        return hinge_reward_loss(p_yes, config.cap, self._weights(p_yes.detach())) + drift, p_yes.detach()
+
+    def _weights(self, p_yes: Tensor) -> Tensor:
+        """Weights [D] of mean one: all alike, or each in proportion to its J_e, so that the loss goes down half the sum of J_e squared."""
+        if not self.config.by_shortfall:
+            return torch.ones_like(p_yes[:, 0])
+        shortfalls = self.accelerator.reduce((self.config.cap - p_yes).relu().mean(1), "mean")  # the whole batch's, in every process
+        return len(shortfalls) * shortfalls / shortfalls.sum().clamp(min=1e-12)  # where all are won: zeros
 
     def _validation(self) -> list[Condition]:
         rows = [row for row in read_rows(self.curated / "conditions.jsonl", Condition) if row.split == "validation"]

@@ -182,21 +182,33 @@ def test_every_step_on_the_same_draw_pleases_the_judge_more(parts, mode, changes
     assert all(after > before for before, after in pairwise(rewards)), rewards
 
 
-def test_a_dimension_above_the_cap_gives_no_gradient(parts):
-    trainer = Trainer(QUICK.model_copy(update={"cap": 0.01}), *parts, TAXONOMY, "static")
+@pytest.mark.parametrize("by_shortfall", [False, True])
+def test_a_dimension_above_the_cap_gives_no_gradient(parts, by_shortfall):
+    trainer = Trainer(QUICK.model_copy(update={"cap": 0.01, "by_shortfall": by_shortfall}), *parts, TAXONOMY, "static")
     row = trainer.iterate(0)
     assert row["loss"] == 0 and row["grad_norm"] == 0 and row["reward"] > 0.01
 
 
-def test_weights_scale_the_loss_of_their_dimensions(parts):
-    def first(weights: dict[str, float]) -> dict:
-        return Trainer(QUICK.model_copy(update={"cap": 1.0, "weights": weights}), *parts, TAXONOMY, "static").iterate(0)
+@pytest.mark.parametrize("by_shortfall", [False, True])
+def test_a_dimension_further_under_the_cap_weighs_more_if_asked(parts, by_shortfall):
+    trainer = Trainer(QUICK.model_copy(update={"cap": 1.0, "temperature": 0.05, "by_shortfall": by_shortfall}), *parts, TAXONOMY, "static")
+    rows = [trainer.iterate(step) for step in range(3)]
+    shortfalls = [np.array([1.0 - reward for reward in row["rewards"].values()]) for row in rows]
+    assert max(np.ptp(each) for each in shortfalls) > 0.01  # else the two rules could not be told apart
+    for row, each in zip(rows, shortfalls, strict=True):
+        weights = each / each.mean() if by_shortfall else 1.0
+        assert row["loss"] == pytest.approx((weights * each).mean(), rel=1e-5)
 
-    even, doubled = first({}), first({each.name: 2.0 for each in TAXONOMY.dimensions})
-    assert doubled["loss"] == pytest.approx(2 * even["loss"])
-    heard = next(iter(even["rewards"]))
-    alone = first({name: 0.0 for name in even["rewards"] if name != heard})
-    assert alone["loss"] == pytest.approx((1 - even["rewards"][heard]) / len(even["rewards"]), rel=1e-4)
+
+@pytest.mark.parametrize("same_noise", [False, True])
+def test_from_one_noise_an_untrained_policy_edits_as_its_reference(parts, same_noise, monkeypatch):
+    config = QUICK.model_copy(update={"same_noise": same_noise, "stop_low": QUICK.steps - 1})  # one step is left
+    trainer, shown = Trainer(config, *parts, TAXONOMY, "static"), []
+    encode = trainer.judge.encode
+    monkeypatch.setattr(trainer.judge, "encode", lambda images: shown.append(images.detach()) or encode(images))
+    trainer.iterate(0)
+    evaluated, reference = shown
+    assert torch.allclose(evaluated, reference, atol=1e-5) == same_noise
 
 
 def test_a_task_that_is_won_is_drawn_less(parts):
@@ -245,8 +257,6 @@ def test_wrong_settings_are_named(parts, tmp_path):
         TrainPolicyConfig(steps=4, stop_low=2, stop_high=9)
     with pytest.raises(ValueError, match="2 views are all the same without jitter"):
         TrainPolicyConfig(views=2)
-    with pytest.raises(ConfigError, match="names beauty, no dimension"):
-        _train(parts, tmp_path / "weighted", QUICK.model_copy(update={"weights": {"beauty": 2.0}}))
 
 
 # Two processes, started by the real `accelerate launch`, over gloo, on the CPU.
@@ -322,7 +332,7 @@ def trained(parts, tmp_path_factory) -> Trained:
     broken, key = _unreadable(parts, folder / "curated")
     jobs = {
         "uneven": _job(parts, folder / "uneven", "static", batch_size=3),
-        "static": _job(parts, folder / "static", "static", batch_size=4, keep_weight=20.0, true_cfg=2.0),
+        "static": _job(parts, folder / "static", "static", batch_size=4, keep_weight=20.0, true_cfg=2.0, by_shortfall=True),
         "ema": _job(parts, folder / "ema", "ema", batch_size=4, lora_rank=2, decay=0.5, gradient_checkpointing=True),
         "unreadable": _job(broken, folder / "unreadable", "static"),
     }
