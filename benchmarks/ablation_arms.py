@@ -25,7 +25,6 @@ from ops.judge_accuracy import judge_accuracy
 from ops.train_policy import TrainPolicyConfig, train_policy
 
 LORA_RATE = 10  # ours: LoRA's learning rate over that of full fine-tuning
-WINDOW = 4  # ours: a third of the mini preset's iterations of a task
 
 
 def shipped(taxonomy: Taxonomy) -> Taxonomy:
@@ -184,10 +183,7 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
     },
     "policy/lora_16": PolicyArm(f"LoRA of rank 16, learning rate times {LORA_RATE}", {"lora_rank": 16}, rate=LORA_RATE),
     "policy/temperature_1": PolicyArm("the judge's own temperature, 1", {"temperature": 1.0}),
-    "policy/difficulty": PolicyArm(
-        f"tasks are drawn by how many of their comparisons were still under the cap in their last {WINDOW} iterations",
-        {"difficulty_window": WINDOW},
-    ),
+    "policy/fixed_shares": PolicyArm("tasks take turns by p_k alone, however many comparisons are won", {"difficulty_window": 0}),
     "policy/one_view": PolicyArm("the judge sees each pair once, where it lies: no jitter", {"jitter": 0, "views": 1}),
     "policy/equal_weights": PolicyArm("every dimension weighs 1, as in the paper", {"by_shortfall": False}),
     "policy/two_noises": PolicyArm("reference and policy start from two noises, as in the paper", {"same_noise": False}),
