@@ -170,7 +170,7 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
     "judge/not_pasted": JudgeArm("edits are shown as they were sampled, outside the mask too (the paper's way)", paste_source=False),
     "policy/static": PolicyArm("Algorithm 1, as the preset trains it"),
     "policy/ema": PolicyArm("Algorithm 2: the reference follows the policy", mode="ema"),
-    **{f"policy/cap_{cap}": PolicyArm(f"cap lambda {cap}", {"cap": cap}) for cap in (0.55, 0.9, 1.0)},
+    **{f"policy/cap_{cap}": PolicyArm(f"cap lambda {cap}", {"cap": cap}) for cap in (0.5, 0.55, 0.9)},
     **{
         f"policy/stop_{low}_{high}": PolicyArm(f"stop steps {low} to {high}", {"stop_low": low, "stop_high": high})
         for low, high in ((1, 2), (3, 4), (6, 7))

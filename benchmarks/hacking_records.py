@@ -32,14 +32,17 @@ from pipelines.config import load_settings
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "tests" / "ops" / "records" / "with_blind"
 PER_TASK = 32  # ours: validation conditions per task, as in the bench preset
-CHECKPOINTS = {"guardrails_off": (12, 24, 36, 48, 60), "guardrails_on": (12, 24, 36)}
+CHECKPOINTS = {"guardrails_off": (12, 24, 36, 48, 60), "guardrails_on": (18, 36, 72)}
 # Nothing that holds the policy back: no cap, every cell rewarded however badly it is judged, free to change what it should keep, the
-# gradient of a single view, which points less into pictures than that of several, and no average over the last iterations.
+# gradient of a single view, which points less into pictures than that of several, no average over the last iterations, and nothing that
+# calls a dimension back.
 NO_GUARDRAILS: dict[str, Any] = {
     "cap": 1.0,
     "least_judged": 0.0,
     "keep_weight": 0.0,
     "learning_rate": 5e-5,
+    "same_noise": False,
+    "by_shortfall": False,
     "jitter": 0,
     "views": 1,
     "deliver": "policy",

@@ -63,7 +63,7 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path) -> None:
 
 def test_arms_are_chosen_by_patterns() -> None:
     assert chosen(["*"]) == list(ARMS)
-    assert chosen(["policy/cap*", "judge/no_prompt"]) == ["judge/no_prompt", "policy/cap_0.55", "policy/cap_0.9", "policy/cap_1.0"]
+    assert chosen(["policy/cap*", "judge/no_prompt"]) == ["judge/no_prompt", "policy/cap_0.5", "policy/cap_0.55", "policy/cap_0.9"]
 
 
 def test_the_pointwise_judge_is_a_bradley_terry_model(tmp_path: Path) -> None:
