@@ -4,7 +4,7 @@
 
 One iteration (`Trainer.iterate`): the task k whose turn it is by p_k, and a random stop step t; the reference denoises fully; the policy
 denoises to t without gradient and predicts x0 = x_t - sigma_t v in one step with it; the judge compares both on every dimension e of the
-task; the policy goes down the gradient of the mean over e of max(0, cap - P(Yes | evaluated, reference, q)).
+task; the policy goes down the gradient of the mean over e of max(0, cap - P(Yes | evaluated, reference, q)), which may be weighed.
 `static` keeps the reference and averages the policy aside (Algorithm 1); `ema` lets the reference follow (Algorithm 2).
 
 Several GPUs: call `train_policy` in a module started by `accelerate launch --multi_gpu --num_processes N -m MODULE` (without a GPU:
@@ -66,10 +66,10 @@ class TrainPolicyConfig(OpConfig):
     )
     same_noise: bool = Field(
         False,
-        description="reference and policy start from one noise, so that training alone tells their edits apart; the paper draws two (ours)",
+        description="reference and policy start from one noise, so that no luck tells their edits apart; the paper draws two (ours)",
     )
     by_shortfall: bool = Field(
-        False, description="a dimension weighs in proportion to its J_e, so that none is given up for another; else all alike (ours)"
+        False, description="a dimension weighs in proportion to its batch's mean J_e, so that none is given up; else all alike (ours)"
     )
     jitter: int = Field(
         0,
@@ -301,7 +301,7 @@ class Trainer:
         stop: int,
         shifts: list[list[int]],
     ) -> tuple[Tensor, Tensor]:
-        """The loss (mean of J_e, and the drift if weighted) and P(Yes) [D, B], over the rewarded dimensions."""
+        """The loss (mean of J_e by their weights, and the drift if weighted) and P(Yes) [D, B], over the rewarded dimensions."""
         config, sampler, (height, width) = self.config, self.sampler, sources.shape[-2:]
         settings: dict[str, Any] = {"true_cfg": config.true_cfg, "guidance_scale": config.guidance_scale}
         with torch.no_grad():
@@ -330,10 +330,11 @@ class Trainer:
         return hinge_reward_loss(p_yes, config.cap, self._weights(p_yes.detach())) + drift, p_yes.detach()
 
     def _weights(self, p_yes: Tensor) -> Tensor:
-        """Weights [D] of mean one: all alike, or each in proportion to its J_e, so that the loss goes down half the sum of J_e squared."""
+        """Weights [D] from P(Yes) [D, B], which takes no gradient: ones, or of mean one in proportion to each dimension's mean J_e over the
+        whole batch (zeros where all are won), so that a step goes along the gradient of the sum of these means squared."""
         if not self.config.by_shortfall:
             return torch.ones_like(p_yes[:, 0])
-        shortfalls = self.accelerator.reduce((self.config.cap - p_yes).relu().mean(1), "mean")  # the whole batch's, in every process
+        shortfalls = self.accelerator.reduce((self.config.cap - p_yes).relu().mean(1), "mean")  # one share of the batch a process
         return len(shortfalls) * shortfalls / shortfalls.sum().clamp(min=1e-12)  # where all are won: zeros
 
     def _validation(self) -> list[Condition]:

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from infra.progress import Progress
 from models.errors import ConfigError, NotEnoughData
 from models.flux_fill.loading import load_transformer
+from models.judge import hinge_reward_loss
 from models.mini.scenes import render_scene
 from models.records import Condition, read_rows, write_rows
 from models.shards import ShardWriter
@@ -200,6 +201,23 @@ def test_a_dimension_further_under_the_cap_weighs_more_if_asked(parts, by_shortf
         assert row["loss"] == pytest.approx((weights * each).mean(), rel=1e-5)
 
 
+def test_shortfalls_are_those_of_the_whole_batch_and_take_no_gradient(parts, monkeypatch):
+    trainer, given = Trainer(QUICK.model_copy(update={"cap": 0.5, "by_shortfall": True}), *parts, TAXONOMY, "static"), []
+    p_yes = torch.tensor([[0.3, 0.9], [0.4, 0.4], [0.6, 0.8]])
+    torch.testing.assert_close(trainer._weights(p_yes), torch.tensor([1.5, 1.5, 0.0]))
+    with monkeypatch.context() as patch:  # what another process has of the batch
+        patch.setattr(trainer.accelerator, "reduce", lambda mine, how: (mine + torch.tensor([0.3, 0.1, 0.2])) / 2)
+        torch.testing.assert_close(trainer._weights(p_yes), torch.tensor([1.5, 0.75, 0.75]))
+
+    def shown(p_yes: torch.Tensor, cap: float, weights: torch.Tensor) -> torch.Tensor:
+        given.append(weights)
+        return hinge_reward_loss(p_yes, cap, weights)
+
+    monkeypatch.setattr("ops.train_policy.hinge_reward_loss", shown)
+    trainer.iterate(0)
+    assert [weights.requires_grad for weights in given] == [False]
+
+
 @pytest.mark.parametrize("same_noise", [False, True])
 def test_from_one_noise_an_untrained_policy_edits_as_its_reference(parts, same_noise, monkeypatch):
     config = QUICK.model_copy(update={"same_noise": same_noise, "stop_low": QUICK.steps - 1})  # one step is left
@@ -211,12 +229,18 @@ def test_from_one_noise_an_untrained_policy_edits_as_its_reference(parts, same_n
     assert torch.allclose(evaluated, reference, atol=1e-5) == same_noise
 
 
-def test_a_task_that_is_won_is_drawn_less(parts):
-    won = QUICK.model_copy(update={"cap": 1e-6, "difficulty_window": 4, "least_difficulty": 1e-6})
-    trainer = Trainer(won, *parts, TAXONOMY, "static")
-    drawn = [trainer.iterate(step) for step in range(len(TAXONOMY.active))]
-    assert {row["task"] for row in drawn} == {task.name for task in TAXONOMY.active}  # every task once, before any comes again
-    assert {row["below_cap"] for row in drawn} == {0.0}
+def test_a_task_that_is_won_is_drawn_less_and_never_forgotten(parts):
+    trainer = Trainer(QUICK.model_copy(update={"difficulty_window": 2, "least_difficulty": 0.35}), *parts, TAXONOMY, "static")
+    trainer.rows = [{"task": "fill", "below_cap": share} for share in (1.0, 0.6, 0.8)] + [{"task": "remove", "below_cap": 0.0}]
+    assert [trainer._difficulty(task) for task in ("fill", "remove", "text")] == pytest.approx([0.7, 0.35, 1.0])
+    trainer.rows.clear()
+    for turn in range(400):
+        task = trainer._next_task(np.random.default_rng(turn)).name
+        trainer.rows.append({"task": task, "below_cap": 0.0 if task == "remove" else 0.7})
+    turns = [row["task"] for row in trainer.rows]
+    assert set(turns[: len(TAXONOMY.active)]) == {task.name for task in TAXONOMY.active}  # every task once, before any comes again
+    share = turns.count("remove") / TAXONOMY.task("remove").probability / (turns.count("fill") / TAXONOMY.task("fill").probability)
+    assert share == pytest.approx(0.5, abs=0.05)
 
 
 def test_tasks_take_turns_in_proportion_to_their_probability(parts):
