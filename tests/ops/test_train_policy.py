@@ -187,7 +187,7 @@ def test_every_step_on_the_same_draw_pleases_the_judge_more(parts, mode, changes
 def test_a_dimension_above_the_cap_gives_no_gradient(parts, by_shortfall):
     trainer = Trainer(QUICK.model_copy(update={"cap": 0.01, "by_shortfall": by_shortfall}), *parts, TAXONOMY, "static")
     row = trainer.iterate(0)
-    assert row["loss"] == 0 and row["grad_norm"] == 0 and row["reward"] > 0.01
+    assert row["loss"] == row["grad_norm"] == row["below_cap"] == 0 and row["reward"] > 0.01
 
 
 @pytest.mark.parametrize("by_shortfall", [False, True])
@@ -199,6 +199,7 @@ def test_a_dimension_further_under_the_cap_weighs_more_if_asked(parts, by_shortf
     for row, each in zip(rows, shortfalls, strict=True):
         weights = each / each.mean() if by_shortfall else 1.0
         assert row["loss"] == pytest.approx((weights * each).mean(), rel=1e-5)
+        assert row["below_cap"] == 1  # of a cap of 1
 
 
 def test_shortfalls_are_those_of_the_whole_batch_and_take_no_gradient(parts, monkeypatch):
