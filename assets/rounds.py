@@ -1,4 +1,4 @@
-"""A further round: judge and policy go on from those of an earlier release, on the splits that these were trained on.
+"""A further round: its policy goes on from that of an earlier release, its judge from the labels, on the splits that both were made on.
 
 uses=starting_release                             # of a stage whose config has a field `start`
 """
@@ -36,7 +36,7 @@ def starting_release(work: Work) -> ArtifactRef | None:
 
 
 def rounds(store: ArtifactStore, release: ArtifactRef) -> list[ArtifactRef]:
-    """A release and those that its policy and its judge went on from, newest first."""
+    """A release and those that its rounds went on from, newest first."""
     found = [release]
     for each in found:  # grows meanwhile
         policy = released_policy(store, each)

@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import peft
 import pydantic
@@ -29,13 +29,17 @@ from models.config import OpConfig
 from models.device import default_device
 from models.errors import BrokenWeights, NotEnoughData
 from models.judge import Judge, pair_loss
-from models.records import Pair, read_rows
+from models.records import Condition, Pair, read_rows
 from models.taxonomy import Taxonomy
 from ops.folders import save_picture, write_metrics
 from ops.judge_accuracy import PairImages, ask, both_orders, cell_means, decisions, mean_over_cells, origins_of, pair_rows, summarise
 from ops.pictures import curves, rates
 
 SECOND = "second"  # folder of the judge that watches
+
+Round = tuple[Path, Path, Path]  # the artifacts curated_dataset, candidates and preference_pairs that belong together
+Shown = tuple[PairImages, Pair]  # a pair and where its pictures are: candidates of two rounds may have one name
+Item = TypeVar("Item")
 
 
 class FitRewardConfig(OpConfig):
@@ -64,7 +68,8 @@ class FitRewardConfig(OpConfig):
     paste_source: bool = pydantic.Field(True, description="Show candidates pasted into the source image outside the mask (ours).")
     start: str = pydantic.Field(
         "base",
-        description="Judge to start from: `base`, or that of a release, named by a stage such as `production` or by its digest (ours).",
+        description="Release that the round starts from, named by a stage such as `production` or by its digest, to whose labels and those "
+        "before it the base judge is fitted as well; `base` in a first round (ours).",
     )
     dtype: Literal["float32", "bfloat16"] = pydantic.Field(
         "float32", description="Type of the weights (ours); bfloat16 is meant for LoRA: full training at 1e-6 is lost in its rounding."
@@ -83,14 +88,15 @@ def fit_reward(
     progress: Progress,
     taxonomy: Taxonomy | None = None,
     judge_class: type[Judge] = Judge,
-    second_start: Path | None = None,
+    earlier: Sequence[Round] = (),
 ) -> dict[str, Any]:
     """Fit a judge into `out`, an empty folder.
 
     Args:
-        base_judge: folder of a Qwen2.5-VL or of an earlier reward model; what is said of the "base" is said of it.
-        second_start: the same for the judge that watches; `base_judge` if None.
+        base_judge: folder of a Qwen2.5-VL, from which both judges start; what is said of the "base" is said of it.
         curated, candidates, pairs: artifacts of those stages.
+        earlier: the same of rounds before, whose training pairs are fitted to as well, but for those of images that are validated or
+            tested on now.
         taxonomy: tasks, dimensions and the query; the shipped one if None.
         judge_class: how two images are compared; `Judge` reads both at once.
 
@@ -103,15 +109,20 @@ def fit_reward(
         BadManifest, BadImage, UnknownVersion: the three artifacts do not belong together.
     """
     taxonomy = taxonomy or Taxonomy.load()
-    rows = read_rows(pairs / "pairs.jsonl", Pair)
-    train = _pick(rows, "train", config.max_pairs, config.seed)
-    validation = _pick(rows, "validation", config.max_validation_pairs, config.seed)
-    first, second = _shares(train, origins_of(curated, train), config.second_share)  # fails early when artifacts do not belong together
     images = PairImages(curated, candidates, config.paste_source)
+    validation = _at_most(_split(pairs, "validation"), config.max_validation_pairs, config.seed)
+    train = [(images, pair) for pair in _split(pairs, "train")]
+    origins = origins_of(curated, [pair for _, pair in train])  # fails early when artifacts do not belong together
+    for each in earlier:
+        known = _earlier(each, curated, config.paste_source)
+        train += [shown for shown, _ in known]
+        origins += [origin for _, origin in known]
+    chosen = _at_most(list(zip(train, origins, strict=True)), config.max_pairs, config.seed)
+    first, second = _shares(chosen, config.second_share)
 
-    def fitted(start: Path, share: Sequence[Pair], place: Path, seed: int, label: str) -> _Fit:
+    def fitted(share: Sequence[Shown], place: Path, seed: int, label: str) -> _Fit:
         """A judge fitted to `share` and saved, with the record of its fitting."""
-        judge = judge_class.load(start, taxonomy, getattr(torch, config.dtype))
+        judge = judge_class.load(base_judge, taxonomy, getattr(torch, config.dtype))
         judge.model.to(default_device())
         if config.gradient_checkpointing:
             judge.model.activation_checkpointing_enable()
@@ -121,10 +132,11 @@ def fit_reward(
         return fit
 
     # the second one's weights are gone before the first is loaded: at full size both would not fit
-    watch_from, label = second_start or base_judge, "fit_reward, second judge"
-    told = _second_report(fitted(watch_from, second, out / SECOND, config.seed + 1, label), len(second)) if second else None
-    fit = fitted(base_judge, first, out, config.seed, "fit_reward")
+    label = "fit_reward, second judge"
+    told = _second_report(fitted(second, out / SECOND, config.seed + 1, label), len(second)) if second else None
+    fit = fitted(first, out, config.seed, "fit_reward")
     metrics, figures = _report(fit, len(first), origins_of(curated, validation))
+    metrics["pairs_earlier"] = sum(shown is not images for shown, _ in first)
     metrics["second"] = told
     _write_lines(out / "curve.jsonl", fit.curve)
     _write_lines(out / "accuracy.jsonl", figures)
@@ -139,13 +151,32 @@ def _second_report(fit: _Fit, pairs_train: int) -> dict[str, Any]:
     return {"mean_accuracy": right, "pairs_train": pairs_train, "best_step": fit.best_step}
 
 
-def _shares(train: list[Pair], origins: Sequence[str], share: float) -> tuple[list[Pair], list[Pair]]:
-    """The pairs of the judge and those of the second: whole photographs and scenes, by a hash of their names.
+def _split(pairs: Path, split: str) -> list[Pair]:
+    """The pairs of a split. Raises NotEnoughData where there are none."""
+    found = [pair for pair in read_rows(pairs / "pairs.jsonl", Pair) if pair.split == split]
+    if not found:
+        raise NotEnoughData(f"There are no {split} pairs.", "Label more conditions, or lower the share of ties.")
+    return found
+
+
+def _earlier(artifacts: Round, curated: Path, pasted: bool) -> list[tuple[Shown, str]]:
+    """The training pairs of an earlier round and their origins, without those that `curated` holds out."""
+    before, candidates, pairs = artifacts
+    held_out = {row.origin for row in read_rows(curated / "conditions.jsonl", Condition) if row.split != "train"}
+    images, train = PairImages(before, candidates, pasted), _split(pairs, "train")
+    return [((images, pair), origin) for pair, origin in zip(train, origins_of(before, train), strict=True) if origin not in held_out]
+
+
+def _shares(train: Sequence[tuple[Shown, str]], share: float) -> tuple[list[Shown], list[Shown]]:
+    """The pairs of the judge and those of the second: whole origins, photographs and scenes, by a hash of their names.
 
     Raises NotEnoughData where one of the two would have none.
     """
-    seconds = [int(hashlib.sha256(origin.encode()).hexdigest()[:8], 16) < share * 2**32 for origin in origins]
-    first, second = ([pair for pair, is_second in zip(train, seconds, strict=True) if is_second == side] for side in (False, True))
+    first: list[Shown] = []
+    second: list[Shown] = []
+    for shown, origin in train:
+        is_second = int(hashlib.sha256(origin.encode()).hexdigest()[:8], 16) < share * 2**32
+        (second if is_second else first).append(shown)
     if not first or (share and not second):
         raise NotEnoughData(
             f"{len(train)} training pairs do not share out over two judges.", "Label more images, or set second_share to 0."
@@ -153,25 +184,23 @@ def _shares(train: list[Pair], origins: Sequence[str], share: float) -> tuple[li
     return first, second
 
 
-def _pick(rows: Sequence[Pair], split: str, most: int, seed: int) -> list[Pair]:
-    chosen = [row for row in rows if row.split == split]
-    if not chosen:
-        raise NotEnoughData(f"There are no {split} pairs.", "Label more conditions, or lower the share of ties.")
-    if most and most < len(chosen):
-        kept = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:most]
-        chosen = [chosen[i] for i in sorted(kept.tolist())]
-    return chosen
+def _at_most(rows: list[Item], most: int, seed: int) -> list[Item]:
+    """So many rows drawn at random, in their order; all where `most` is 0."""
+    if most and most < len(rows):
+        kept = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:most]
+        rows = [rows[i] for i in sorted(kept.tolist())]
+    return rows
 
 
-def _batches(pairs: Sequence[Pair], size: int, seed: int) -> Iterator[list[Pair]]:
-    """Endless batches: every pair once per pass, each pass in a new order, batches running on across passes."""
+def _batches(rows: Sequence[Item], size: int, seed: int) -> Iterator[list[Item]]:
+    """Endless batches: every row once per pass, each pass in a new order, batches running on across passes."""
     generator = torch.Generator().manual_seed(seed)
     queue: list[int] = []
     while True:
         while len(queue) < size:
-            queue += torch.randperm(len(pairs), generator=generator).tolist()
+            queue += torch.randperm(len(rows), generator=generator).tolist()
         batch, queue = queue[:size], queue[size:]
-        yield [pairs[i] for i in batch]
+        yield [rows[i] for i in batch]
 
 
 class _Fit:
@@ -205,7 +234,7 @@ class _Fit:
         if not self.kept:
             raise BrokenWeights("The base judge's answers are not finite.", "Fetch or train its weights again, or use float32.")
 
-    def run(self, train: Sequence[Pair]) -> None:
+    def run(self, train: Sequence[Shown]) -> None:
         """Train until `steps`, or until the accuracy has not risen for `patience` evaluations; leaves the best weights in the judge."""
         config, warmup = self.config, self.config.warmup_steps
         optimizer = torch.optim.AdamW(self.weights.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -233,15 +262,17 @@ class _Fit:
             weight.data.copy_(self.kept[name])
         self.judge.model.eval()
 
-    def _gradient(self, batch: Sequence[Pair]) -> float:
+    def _gradient(self, batch: Sequence[Shown]) -> float:
         """Add up the gradient of the mean loss over the batch; returns that loss."""
         size = self.config.micro_batch or len(batch)
         total = 0.0
-        for start in range(0, len(batch), size):
-            part = batch[start : start + size]
-            loss = pair_loss(*both_orders(self.judge, self.taxonomy, self.images, part)) * (len(part) / len(batch))
-            loss.backward()
-            total += loss.item()
+        for images in dict.fromkeys(images for images, _ in batch):  # one round after the other
+            pairs = [pair for place, pair in batch if place is images]
+            for start in range(0, len(pairs), size):
+                part = pairs[start : start + size]
+                loss = pair_loss(*both_orders(self.judge, self.taxonomy, images, part)) * (len(part) / len(batch))
+                loss.backward()
+                total += loss.item()
         return total
 
     def _evaluate(self, loss: float | None) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,10 @@ def run(
         bool, typer.Option("--require-promotion", help="Exit with 3 when promotion was refused, or is left to a person (auto_promote off).")
     ] = False,
     next_round: Annotated[
-        bool, typer.Option("--next-round", help="Go on from production: label its samples, refit its judge, train its weights further.")
+        bool,
+        typer.Option(
+            "--next-round", help="Go on from production: label its samples, refit the judge to all labels, train its weights further."
+        ),
     ] = False,
 ) -> None:
     """Take images through the whole chain, curation to promotion, and write a report."""

@@ -33,8 +33,13 @@ def flat(grey: int, size: tuple[int, int]) -> Image.Image:
     return Image.new("RGB", size, (grey, grey, grey))
 
 
-def artifacts(folder: Path, *, conditions: int = 40, size: tuple[int, int] = (64, 64), swap: float = 0.0) -> tuple[Path, Path, Path]:
-    """Conditions with two candidates each; the brighter one wins in every cell, except that a share `swap` is labelled at random."""
+def artifacts(
+    folder: Path, *, conditions: int = 40, size: tuple[int, int] = (64, 64), swap: float = 0.0, brighter: int = 1, turn: int = 0
+) -> tuple[Path, Path, Path]:
+    """Conditions with two candidates each; the brighter one wins in every cell, except that a share `swap` is labelled at random.
+
+    `brighter` is the number of the brighter candidate, `turn` of which of the splits the first image is.
+    """
     random.seed(0)
     folders = tuple(folder / name for name in ("curated", "candidates", "pairs"))
     for path in folders:
@@ -43,7 +48,7 @@ def artifacts(folder: Path, *, conditions: int = 40, size: tuple[int, int] = (64
     with ShardWriter(folders[0]) as curated, ShardWriter(folders[1]) as candidates:
         for i in range(conditions):
             task, dimension = CELLS[i % 2]
-            split = ("train", "train", "validation", "test")[i // 2 % 4]
+            split = ("train", "train", "validation", "test")[(i // 2 + turn) % 4]
             rows.append(
                 Condition(id=f"c{i}", source_id=f"s{i // 2}", task=task, prompt=PROMPT, split=split, kind="scene", truth={}, tags=[])
             )
@@ -53,9 +58,9 @@ def artifacts(folder: Path, *, conditions: int = 40, size: tuple[int, int] = (64
             curated.add(f"c{i}.mask", mask)
             dark = random.randrange(0, 120)
             greys = [dark, dark + random.randrange(60, 130)]
-            for index, grey in enumerate(greys):
+            for index, grey in enumerate(greys if brighter else reversed(greys)):
                 candidates.add(f"c{i}.{index}", flat(grey, size))
-            winner = random.randrange(2) if random.random() < swap else 1
+            winner = random.randrange(2) if random.random() < swap else brighter
             names = {"winner": f"c{i}.{winner}", "loser": f"c{i}.{1 - winner}"}
             pairs.append(Pair(condition_id=f"c{i}", task=task, dimension=dimension, prompt=PROMPT, split=split, **names))
     write_rows(folders[0] / "conditions.jsonl", rows)
@@ -65,7 +70,8 @@ def artifacts(folder: Path, *, conditions: int = 40, size: tuple[int, int] = (64
 
 def fit(base: Path, folders: tuple[Path, Path, Path], out: Path, progress: Progress | None = None, **values) -> dict:
     out.mkdir()
-    return fit_reward(FitRewardConfig(**{**QUICK, **values}), base, *folders, out, progress or Progress())
+    earlier = values.pop("earlier", ())
+    return fit_reward(FitRewardConfig(**{**QUICK, **values}), base, *folders, out, progress or Progress(), earlier=earlier)
 
 
 def lines(path: Path) -> list[dict]:
@@ -303,3 +309,26 @@ def test_the_second_judge_is_fitted_on_other_source_images(base, tmp_path):
 def test_a_second_judge_without_labels_is_refused(base, tmp_path):
     with pytest.raises(NotEnoughData, match="do not share out over two judges"):
         fit(base, artifacts(tmp_path / "data", conditions=8), tmp_path / "out", steps=1, second_share=0.001)
+
+
+def test_labels_of_earlier_rounds_are_fitted_to_with_their_own_pictures(base, fitted, tmp_path):
+    folders, _, alone = fitted
+    before = artifacts(tmp_path / "before", conditions=80, brighter=0)  # the same names stand for the other pictures
+    metrics = fit(base, folders, tmp_path / "out", steps=50, eval_every=25, earlier=[before])
+    assert metrics["pairs_train"] == 80 and metrics["pairs_earlier"] == 40 and alone["pairs_earlier"] == 0
+    assert metrics["pairs_validation"] == 20 and metrics["mean_accuracy"] >= 0.8  # one half would teach the contrary of the other
+
+
+def test_of_earlier_rounds_nothing_is_learned_that_is_held_out_now(base, tmp_path):
+    now, before = artifacts(tmp_path / "now"), artifacts(tmp_path / "before", turn=1)
+    metrics = fit(base, now, tmp_path / "out", steps=1, earlier=[before])
+    in_training = [{row["source_id"] for row in lines(each[0] / "conditions.jsonl") if row["split"] == "train"} for each in (now, before)]
+    kept = in_training[0] & in_training[1]
+    assert kept < in_training[1] and metrics["pairs_earlier"] == 2 * len(kept) and metrics["pairs_train"] == 20 + 2 * len(kept)
+
+
+def test_the_share_of_the_second_judge_is_the_same_images_in_every_round(base, tmp_path):
+    now, before = artifacts(tmp_path / "now"), artifacts(tmp_path / "before")
+    alone = fit(base, now, tmp_path / "alone", steps=1, second_share=0.4)
+    both = fit(base, now, tmp_path / "both", steps=1, second_share=0.4, earlier=[before])
+    assert both["pairs_train"] == 2 * alone["pairs_train"] and both["second"]["pairs_train"] == 2 * alone["second"]["pairs_train"]

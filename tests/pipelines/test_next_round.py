@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from infra.data import weights_digest
 from infra.workspace import Workspace
 from models.records import Candidate, read_rows
-from ops.fit_reward import SECOND, fit_reward
+from ops.fit_reward import fit_reward
 from ops.folders import read_metrics
 from ops.lineage import trained_with
 from pipelines.config import load_settings
@@ -45,9 +45,12 @@ def test_a_round_goes_on_from_production_and_replaces_it_only_when_not_below(
     assert first is not None
     starts: list[Path] = []
 
-    def fit(config: Any, start: Path, *rest: Any, second_start: Path) -> dict[str, Any]:
-        starts.extend([start, second_start])
-        return fit_reward(config, start, *rest, second_start=second_start)
+    labelled: list[tuple[Path, ...]] = []
+
+    def fit(config: Any, start: Path, *rest: Any, earlier: list[tuple[Path, Path, Path]]) -> dict[str, Any]:
+        starts.append(start)
+        labelled.extend(earlier)
+        return fit_reward(config, start, *rest, earlier=earlier)
 
     monkeypatch.setattr("assets.reward_model.fit_reward", fit)
     gentle = {"policy": {"learning_rate": SMALL_STEP}}
@@ -67,7 +70,10 @@ def test_a_round_goes_on_from_production_and_replaces_it_only_when_not_below(
     sampled = {weights_digest(folder, home / "digests.json") for folder in (pipeline, tiny_weights / "flux")}
     assert {row.model_digest for row in rows} == sampled  # the judge is to tell the release's from the base's
     judge = trained_with(store, first, "reward_model")
-    assert starts == [store.get(judge), store.get(judge) / SECOND]
+    assert starts == [tiny_weights / "judge"]
+    assert labelled == [tuple(store.get(store.versions(name)[0].ref) for name in ("curated_dataset", "candidates", "preference_pairs"))]
+    told = [read_metrics(store.get(version.ref)) for version in store.versions("reward_model")]
+    assert told[0]["pairs_earlier"] == 0 and told[1]["pairs_earlier"] == told[0]["pairs_train"] < told[1]["pairs_train"]
     assert judge in {version.ref for version in store.lineage(made["reward_model"].ref.digest)}
     for mode in ("static", "ema"):
         trained = store.get(made[f"policy-{mode}"].ref) / WEIGHTS
