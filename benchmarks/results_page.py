@@ -279,7 +279,7 @@ def _second_rounds(runs: list[Run]) -> str:
         if not second:
             continue
         if "skipped" in second:
-            lines.append([str(run["seed"]), *[NONE] * 4, second["skipped"].replace("|", "/")])
+            lines.append([str(run["seed"]), *[NONE] * 5, second["skipped"].replace("|", "/")])
             continue
         mode = second["best_mode"]
         first = (run["policy"] or {}).get(run["best_mode"])
@@ -289,11 +289,11 @@ def _second_rounds(runs: list[Run]) -> str:
         worst = min(against["cells"], key=lambda cell: cell["lo"]) if against and against["cells"] else None
         cell = f"{worst['task']}/{worst['dimension']} {interval(worst)}" if worst else NONE
         end = "refused: " + second["refused"].replace("|", "/") if second["refused"] else "released"
-        lines.append([str(run["seed"]), *pair, interval(against, *means), cell, end])
+        lines.append([str(run["seed"]), second["commit"][:13], *pair, interval(against, *means), cell, end])
     if not lines:
         return "None was run."
     columns = ["first round over the base", "second round over the base", "second over the first's release", "worst cell there"]
-    return table(["seed", *columns, "ended"], lines)
+    return table(["seed", "commit", *columns, "ended"], lines)
 
 
 def _gates(runs: list[Run]) -> str:

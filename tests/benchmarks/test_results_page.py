@@ -83,7 +83,13 @@ def record(seed: int, win: float) -> dict[str, Any]:
         "release": {"version": 1, "stage": "production"},
         "refused": None,
         "curves": dict.fromkeys(MODES, curve),
-        "next_round": {"best_mode": "ema", "policy": {"ema": summary(win)}, "against_production": {"ema": summary(0.5)}, "refused": None},
+        "next_round": {
+            "commit": "fedcba9876543210",
+            "best_mode": "ema",
+            "policy": {"ema": summary(win)},
+            "against_production": {"ema": summary(0.5)},
+            "refused": None,
+        },
     }
 
 
@@ -137,6 +143,7 @@ def test_a_target_that_one_seed_misses_is_printed_as_missed(tmp_path: Path) -> N
     worst.update(win_rate=0.2, lo=0.12, hi=0.28)
     text = page(tmp_path, [first, record(1, 0.82), record(2, 0.74)])
     second = text[text.index("## Second round") :]
+    assert row(second, "0")[1] == "fedcba9876543"  # a second round may be of a later commit than the first
     assert row(second, "0")[-2:] == [f"{worst['task']}/{worst['dimension']} .20 (.12 to .28)", "released"]
     assert row(text, "static: mean win rate") == [
         "static: mean win rate over tasks",
