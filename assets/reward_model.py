@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from assets.common import Work, stage
-from assets.rounds import rounds, starting_release
-from infra.stores.base import ArtifactRef
-from ops.fit_reward import FitRewardConfig, Round, fit_reward
-from ops.lineage import RELEASE, trained_with
-
-LABELLED = ("curated_dataset", "candidates", "preference_pairs")  # what a judge is fitted to
+from assets.rounds import labelled_before, starting_release
+from ops.fit_reward import FitRewardConfig, fit_reward
+from ops.lineage import RELEASE
 
 
 @stage(
     config=FitRewardConfig,
-    parents=LABELLED,
+    parents=("curated_dataset", "candidates", "preference_pairs"),
     group="training",
     kinds={"pytorch", "huggingface"},
     models=("judge",),
@@ -26,10 +23,11 @@ LABELLED = ("curated_dataset", "candidates", "preference_pairs")  # what a judge
 def reward_model(work: Work) -> dict[str, Any]:
     """A Qwen2.5-VL that answers whether the first image is better, on every task and dimension; stopped on held-out accuracy.
 
-    Fitted from the base judge to the labels of this round and, where the round starts from a release, of all rounds before it: a judge that
-    goes on from the one before learns them by heart.
+    Fitted from the base judge to the labels of this round and, where it goes on from a release, of the rounds that this came from: on both
+    seeds of the bench a fit that went on from the release's judge found no better one.
     """
     inputs, release = work.inputs, work.refs.get(RELEASE)
+    earlier = labelled_before(work, release) if release else []
     return fit_reward(
         work.config,
         work.judge,
@@ -39,16 +37,5 @@ def reward_model(work: Work) -> dict[str, Any]:
         work.out,
         work.progress,
         work.taxonomy,
-        earlier=_earlier(work, release) if release else (),
+        earlier=[(work.store.get(curated), work.store.get(candidates), work.store.get(pairs)) for curated, candidates, pairs in earlier],
     )
-
-
-def _earlier(work: Work, release: ArtifactRef) -> list[Round]:
-    """What the judges of a release and of those before it were fitted to, newest first."""
-    found = []
-    for each in rounds(work.store, release):
-        made = {ref.name: ref for ref in work.store.version(trained_with(work.store, each, "reward_model").digest).parents}
-        found.append(tuple(made[name] for name in LABELLED))
-    present = tuple(work.refs[name] for name in LABELLED)
-    before = [each for each in dict.fromkeys(found) if each != present]
-    return [(work.store.get(curated), work.store.get(candidates), work.store.get(pairs)) for curated, candidates, pairs in before]

@@ -1,6 +1,7 @@
 """A further round: its policy goes on from that of an earlier release, its judge from the labels, on the splits that both were made on.
 
 uses=starting_release                             # of a stage whose config has a field `start`
+labelled_before(work, release)                    # what the judge is fitted to besides this round's labels
 """
 
 from __future__ import annotations
@@ -44,6 +45,20 @@ def rounds(store: ArtifactStore, release: ArtifactRef) -> list[ArtifactRef]:
         starts = (parent(store, one, RELEASE) for one in trained)
         found += [start for start in dict.fromkeys(starts) if start and start not in found]
     return found
+
+
+def labelled_before(work: Work, release: ArtifactRef) -> list[tuple[ArtifactRef, ArtifactRef, ArtifactRef]]:
+    """Curated dataset, candidates and preference pairs that the judges of a release and of those before it were fitted to, newest first.
+
+    Of candidates that were labelled again only the newest labels, and none where the present round has them.
+    """
+    found: dict[ArtifactRef, tuple[ArtifactRef, ArtifactRef, ArtifactRef]] = {}
+    for each in rounds(work.store, release):
+        judge = work.store.version(trained_with(work.store, each, "reward_model").digest)
+        made = {ref.name: ref for ref in judge.parents}
+        found.setdefault(made["candidates"], (made["curated_dataset"], made["candidates"], made["preference_pairs"]))
+    found.pop(work.refs["candidates"], None)
+    return list(found.values())
 
 
 def _origins(work: Work, curated: ArtifactRef, *, test: bool) -> set[str]:

@@ -6,8 +6,9 @@ Minimises L = -1/2 E[ log P(Yes | winner, loser, q) + log P(No | loser, winner, 
 the validation split no longer rises, and keeps the best weights; the base judge, at step 0, is the first contender. Writes model/ (merged
 when LoRA, with its processor), adapter/ (LoRA only), curve.jsonl, accuracy.jsonl (validation pairs, both orders, base and fitted),
 metrics.json and pictures/. With `second_share` the labels of some source images go to a second judge alone (second/), which never rewards:
-it watches the policy in training. Nothing outside `out` is touched, so an interrupted run leaves nothing behind. One process and one
-device: the vision tower is called apart from the language model, which data-parallel wrappers do not follow.
+it watches the policy in training. Validation pairs are of this round alone, training pairs of `earlier` rounds too. Nothing outside `out`
+is touched, so an interrupted run leaves nothing behind. One process and one device: the vision tower is called apart from the language
+model, which data-parallel wrappers do not follow.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class FitRewardConfig(OpConfig):
     lora_alpha: int = pydantic.Field(32, ge=1, description="LoRA's scale times its rank (ours).")
     eval_every: int = pydantic.Field(50, ge=1, description="Steps between accuracies on the validation split (ours).")
     patience: int = pydantic.Field(6, ge=1, description="Accuracies in a row without a new best before stopping (ours).")
-    max_pairs: int = pydantic.Field(0, ge=0, description="Training pairs at most, drawn at random; 0 takes all (ours).")
+    max_pairs: int = pydantic.Field(0, ge=0, description="Training pairs at most, of all rounds, drawn at random; 0 takes all (ours).")
     max_validation_pairs: int = pydantic.Field(0, ge=0, description="Validation pairs at most, drawn at random; 0 takes all (ours).")
     second_share: float = pydantic.Field(
         0.0,
@@ -68,8 +69,8 @@ class FitRewardConfig(OpConfig):
     paste_source: bool = pydantic.Field(True, description="Show candidates pasted into the source image outside the mask (ours).")
     start: str = pydantic.Field(
         "base",
-        description="Release that the round starts from, named by a stage such as `production` or by its digest, to whose labels and those "
-        "before it the base judge is fitted as well; `base` in a first round (ours).",
+        description="Release on which the round goes on, named by a stage such as `production` or by its digest: the base judge is fitted "
+        "to the labels behind it too; `base` in a first round (ours).",
     )
     dtype: Literal["float32", "bfloat16"] = pydantic.Field(
         "float32", description="Type of the weights (ours); bfloat16 is meant for LoRA: full training at 1e-6 is lost in its rounding."
@@ -96,7 +97,7 @@ def fit_reward(
         base_judge: folder of a Qwen2.5-VL, from which both judges start; what is said of the "base" is said of it.
         curated, candidates, pairs: artifacts of those stages.
         earlier: the same of rounds before, whose training pairs are fitted to as well, but for those of images that are validated or
-            tested on now.
+            tested on now and of cells that the taxonomy has no more.
         taxonomy: tasks, dimensions and the query; the shipped one if None.
         judge_class: how two images are compared; `Judge` reads both at once.
 
@@ -114,9 +115,9 @@ def fit_reward(
     train = [(images, pair) for pair in _split(pairs, "train")]
     origins = origins_of(curated, [pair for _, pair in train])  # fails early when artifacts do not belong together
     for each in earlier:
-        known = _earlier(each, curated, config.paste_source)
-        train += [shown for shown, _ in known]
-        origins += [origin for _, origin in known]
+        for shown, origin in _earlier(each, curated, taxonomy, config.paste_source):
+            train.append(shown)
+            origins.append(origin)
     chosen = _at_most(list(zip(train, origins, strict=True)), config.max_pairs, config.seed)
     first, second = _shares(chosen, config.second_share)
 
@@ -159,11 +160,12 @@ def _split(pairs: Path, split: str) -> list[Pair]:
     return found
 
 
-def _earlier(artifacts: Round, curated: Path, pasted: bool) -> list[tuple[Shown, str]]:
-    """The training pairs of an earlier round and their origins, without those that `curated` holds out."""
+def _earlier(artifacts: Round, curated: Path, taxonomy: Taxonomy, pasted: bool) -> list[tuple[Shown, str]]:
+    """The training pairs of an earlier round and their origins, without those that `curated` holds out and of other cells than now."""
     before, candidates, pairs = artifacts
     held_out = {row.origin for row in read_rows(curated / "conditions.jsonl", Condition) if row.split != "train"}
     images, train = PairImages(before, candidates, pasted), _split(pairs, "train")
+    train = [pair for pair in train if (pair.task, pair.dimension) in taxonomy.cells]
     return [((images, pair), origin) for pair, origin in zip(train, origins_of(before, train), strict=True) if origin not in held_out]
 
 
@@ -185,7 +187,7 @@ def _shares(train: Sequence[tuple[Shown, str]], share: float) -> tuple[list[Show
 
 
 def _at_most(rows: list[Item], most: int, seed: int) -> list[Item]:
-    """So many rows drawn at random, in their order; all where `most` is 0."""
+    """At most so many rows, drawn at random and in their order; all where `most` is 0."""
     if most and most < len(rows):
         kept = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:most]
         rows = [rows[i] for i in sorted(kept.tolist())]

@@ -26,7 +26,7 @@ from models.shards import ShardReader
 from models.taxonomy import Taxonomy
 from ops.statistics import clustered_mean
 
-KEEP_BYTES = 2**30  # ours: decoded pictures kept in memory, in all
+KEEP_BYTES = 2**30  # ours: decoded pictures kept in memory, of one artifact of candidates
 
 
 class PairImages:

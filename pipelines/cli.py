@@ -40,9 +40,7 @@ def run(
     ] = False,
     next_round: Annotated[
         bool,
-        typer.Option(
-            "--next-round", help="Go on from production: label its samples, refit the judge to all labels, train its weights further."
-        ),
+        typer.Option("--next-round", help="Go on from production: label its samples, refit the judge, train its policy further."),
     ] = False,
 ) -> None:
     """Take images through the whole chain, curation to promotion, and write a report."""

@@ -1,4 +1,4 @@
-"""One more round of the chain on what is in production: label its samples and the base's, fit the judge to all labels, train its policy on.
+"""One more round of the chain on what is in production: label its samples and the base's, refit the judge, train its policy further.
 
     run_and_report(next_round(load_settings("mini"), store), workspace)      # `onereward run --next-round`
 

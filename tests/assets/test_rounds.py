@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from assets.common import Work
 from assets.policy import policy
-from assets.rounds import rounds, starting_release
+from assets.rounds import labelled_before, rounds, starting_release
 from assets.settings import Settings
 from infra.progress import Progress
 from infra.stores.base import ArtifactRef
@@ -77,3 +78,33 @@ def test_a_start_that_was_trained_on_the_test_is_refused_through_all_rounds(tmp_
     assert starting_release(work(store, other, second)) == second
     with pytest.raises(ConfigError, match="such as a"):
         starting_release(work(store, curated(store, folder, "g", "h", "a"), second))
+
+
+def test_a_judge_is_fitted_to_the_newest_labels_of_every_candidates_behind_it(tmp_path: Path) -> None:
+    store, folder = DvcStore(tmp_path / "registry"), tmp_path / "work"
+    data = curated(store, folder, "a", "b", "c")
+
+    def labelled(candidates: ArtifactRef, note: str) -> tuple[ArtifactRef, ArtifactRef, ArtifactRef]:
+        return data, candidates, put(store, folder, "preference_pairs", [data, candidates], note=note)
+
+    def release(made: tuple[ArtifactRef, ...], note: str, *above: ArtifactRef) -> ArtifactRef:
+        judge = put(store, folder, "reward_model", [*made, *above], note=note)
+        return put(store, folder, "release", [put(store, folder, "policy-ema", [data, judge, *above], note=note)], note=note)
+
+    of_base, of_first = (put(store, folder, "candidates", [data], note=note) for note in ("base", "first"))
+    one = labelled(of_base, "one")
+    first = release(one, "one")
+    two = labelled(of_first, "two")
+    second = release(two, "two", first)
+    again = labelled(of_first, "two, labelled again")
+    third = release(again, "three", second)
+
+    def before(start: ArtifactRef, candidates: ArtifactRef) -> list[tuple[ArtifactRef, ...]]:
+        present = work(store, data, start)
+        return labelled_before(replace(present, refs={**present.refs, "candidates": candidates}), start)
+
+    fresh = put(store, folder, "candidates", [data], note="third")
+    assert before(first, of_first) == [one]
+    assert before(second, fresh) == [two, one]
+    assert before(third, fresh) == [again, one]  # overturned labels do not come back
+    assert before(second, of_first) == [one]  # and none of these candidates are fitted to twice

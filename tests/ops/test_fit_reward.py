@@ -11,7 +11,7 @@ from PIL import Image
 from infra.progress import Progress
 from infra.stores.base import directory_digest
 from models.errors import BadImage, BadManifest, BrokenWeights, NotEnoughData
-from models.judge import Judge
+from models.judge import Judge, pair_loss
 from models.records import Condition, Pair, write_rows
 from models.shards import ShardWriter
 from models.taxonomy import Taxonomy
@@ -38,7 +38,7 @@ def artifacts(
 ) -> tuple[Path, Path, Path]:
     """Conditions with two candidates each; the brighter one wins in every cell, except that a share `swap` is labelled at random.
 
-    `brighter` is the number of the brighter candidate, `turn` of which of the splits the first image is.
+    `brighter` is the number of the brighter candidate, `turn` shifts the cycle of splits.
     """
     random.seed(0)
     folders = tuple(folder / name for name in ("curated", "candidates", "pairs"))
@@ -185,6 +185,24 @@ def test_gradients_of_micro_batches_add_up(base, tmp_path):
         assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
 
 
+def test_every_pair_of_two_rounds_weighs_alike(base, tmp_path):
+    now, before = artifacts(tmp_path / "now", conditions=16), artifacts(tmp_path / "before", conditions=8)  # 8 pairs and 4
+    curve = []
+    for name, size in (("whole", 0), ("parts", 3)):
+        fit(base, now, tmp_path / name, steps=1, eval_every=1, batch_size=12, micro_batch=size, earlier=[before])
+        curve.append(lines(tmp_path / name / "curve.jsonl")[1])
+    judge = Judge.load(base, TAXONOMY)
+    losses = [
+        pair_loss(*ask(judge, TAXONOMY, PairImages(*each[:2]), [pair], batch_size=1, progress=Progress())).item()
+        for each in (now, before)
+        for pair in pairs_of(each[2], "train")
+    ]
+    assert len(losses) == 12
+    for point in curve:
+        assert point["loss"] == pytest.approx(sum(losses) / 12, abs=1e-4)
+    assert curve[0]["validation_loss"] == pytest.approx(curve[1]["validation_loss"], abs=1e-4)
+
+
 def test_checkpointing_changes_nothing(base, tmp_path):
     folders = artifacts(tmp_path, conditions=16)
     plain = fit(base, folders, tmp_path / "plain", steps=2)
@@ -319,8 +337,9 @@ def test_labels_of_earlier_rounds_are_fitted_to_with_their_own_pictures(base, fi
     assert metrics["pairs_validation"] == 20 and metrics["mean_accuracy"] >= 0.8  # one half would teach the contrary of the other
 
 
-def test_of_earlier_rounds_nothing_is_learned_that_is_held_out_now(base, tmp_path):
-    now, before = artifacts(tmp_path / "now"), artifacts(tmp_path / "before", turn=1)
+@pytest.mark.parametrize("turn", [1, 3])  # what was trained on is tested on now, or validated on
+def test_of_earlier_rounds_nothing_is_learned_that_is_held_out_now(base, tmp_path, turn):
+    now, before = artifacts(tmp_path / "now"), artifacts(tmp_path / "before", turn=turn)
     metrics = fit(base, now, tmp_path / "out", steps=1, earlier=[before])
     in_training = [{row["source_id"] for row in lines(each[0] / "conditions.jsonl") if row["split"] == "train"} for each in (now, before)]
     kept = in_training[0] & in_training[1]
@@ -332,3 +351,14 @@ def test_the_share_of_the_second_judge_is_the_same_images_in_every_round(base, t
     alone = fit(base, now, tmp_path / "alone", steps=1, second_share=0.4)
     both = fit(base, now, tmp_path / "both", steps=1, second_share=0.4, earlier=[before])
     assert both["pairs_train"] == 2 * alone["pairs_train"] and both["second"]["pairs_train"] == 2 * alone["second"]["pairs_train"]
+
+
+def test_labels_of_a_cell_that_is_gone_are_left_out(base, tmp_path):
+    now, before = artifacts(tmp_path / "now"), artifacts(tmp_path / "before")
+    rows = lines(before[2] / "pairs.jsonl")
+    for row in rows:
+        if row["task"] == "fill":
+            row["dimension"] = "removal_quality"  # which fills are not judged on
+    (before[2] / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metrics = fit(base, now, tmp_path / "out", steps=3, earlier=[before])
+    assert metrics["pairs_earlier"] == sum(row["task"] == "remove" and row["split"] == "train" for row in rows) == 10
