@@ -24,8 +24,8 @@ LIMITS = """\
 **What this can and cannot show.** The world is the preset's: small pictures, networks of a few megabytes, a scripted annotator. An arm that
 helps here need not help FLUX Fill and people. A few seeds ({seeds} here) give the size of a difference, not its proof: one that is not
 clearly larger than its spread over seeds says nothing, and with {arms} arms some will stand out by luck; nothing is corrected for that.
-Every arm changes one setting and nothing was tuned for it, while the preset's own were chosen among some twenty on scenes of two other
-seeds ([evidence.md](evidence.md#what-the-colours-go-with)), so the defaults are favoured. The base judge has been trained on pairs and
+Every arm changes one setting and nothing was tuned for it, while the preset's own were chosen on other scenes
+([evidence.md](evidence.md#what-the-figures-have-seen)), so the defaults are favoured. The base judge has been trained on pairs and
 on the shipped query, which favours them once more, and the candidates hold one-step predictions of the stop steps that the preset names
 for them only. No second judge is fitted: all labels go to the judge that is measured, and of every policy the last checkpoint is
 delivered where the chain would choose one. The scenes are others than those of `make bench`; the few photographs, which count in the
