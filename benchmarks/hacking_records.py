@@ -30,7 +30,7 @@ from ops.train_policy import Trainer, TrainPolicyConfig
 from pipelines.config import load_settings
 
 ROOT = Path(__file__).parents[1]
-RECORDS = ROOT / "tests" / "ops" / "records" / "with_blind"
+RECORDS = ROOT / "tests" / "ops" / "records" / "third_draw"
 PER_TASK = 32  # ours: validation conditions per task, as in the bench preset
 CHECKPOINTS = {"guardrails_off": (12, 24, 36, 48, 60), "guardrails_on": (18, 36, 72)}
 # Nothing that holds the policy back: no cap, every cell rewarded however badly it is judged, free to change what it should keep, the
