@@ -50,7 +50,7 @@ def rounds(store: ArtifactStore, release: ArtifactRef) -> list[ArtifactRef]:
 def labelled_before(work: Work, release: ArtifactRef) -> list[tuple[ArtifactRef, ArtifactRef, ArtifactRef]]:
     """Curated dataset, candidates and preference pairs that the judges of a release and of those before it were fitted to, newest first.
 
-    Of candidates that were labelled again only the newest labels, and none where the present round has them.
+    Of candidates that were labelled again only the labels that the latest of these rounds used, and none where the present round has them.
     """
     found: dict[ArtifactRef, tuple[ArtifactRef, ArtifactRef, ArtifactRef]] = {}
     for each in rounds(work.store, release):

@@ -185,19 +185,20 @@ def test_gradients_of_micro_batches_add_up(base, tmp_path):
         assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
 
 
-def test_every_pair_of_two_rounds_weighs_alike(base, tmp_path):
-    now, before = artifacts(tmp_path / "now", conditions=16), artifacts(tmp_path / "before", conditions=8)  # 8 pairs and 4
+def test_every_pair_of_two_rounds_weighs_alike(fitted, tmp_path):
+    _, start, _ = fitted  # to which pairs differ: those of `before` are labelled at random
+    now, before = artifacts(tmp_path / "now", conditions=16), artifacts(tmp_path / "before", conditions=8, swap=1.0)  # 8 pairs and 4
     curve = []
     for name, size in (("whole", 0), ("parts", 3)):
-        fit(base, now, tmp_path / name, steps=1, eval_every=1, batch_size=12, micro_batch=size, earlier=[before])
+        fit(start, now, tmp_path / name, steps=1, eval_every=1, batch_size=12, micro_batch=size, earlier=[before])
         curve.append(lines(tmp_path / name / "curve.jsonl")[1])
-    judge = Judge.load(base, TAXONOMY)
+    judge = Judge.load(start, TAXONOMY)
     losses = [
         pair_loss(*ask(judge, TAXONOMY, PairImages(*each[:2]), [pair], batch_size=1, progress=Progress())).item()
         for each in (now, before)
         for pair in pairs_of(each[2], "train")
     ]
-    assert len(losses) == 12
+    assert len(losses) == 12 and abs(sum(losses[:8]) / 8 - sum(losses[8:]) / 4) > 0.02  # else rounds that weigh alike would pass
     for point in curve:
         assert point["loss"] == pytest.approx(sum(losses) / 12, abs=1e-4)
     assert curve[0]["validation_loss"] == pytest.approx(curve[1]["validation_loss"], abs=1e-4)
