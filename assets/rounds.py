@@ -52,12 +52,12 @@ def labelled_before(work: Work, release: ArtifactRef) -> list[tuple[ArtifactRef,
 
     Of candidates that were labelled again only the labels that the latest of these rounds used, and none where the present round has them.
     """
-    found: dict[ArtifactRef, tuple[ArtifactRef, ArtifactRef, ArtifactRef]] = {}
+    found: dict[str, tuple[ArtifactRef, ArtifactRef, ArtifactRef]] = {}  # by digest of the candidates
     for each in rounds(work.store, release):
         judge = work.store.version(trained_with(work.store, each, "reward_model").digest)
         made = {ref.name: ref for ref in judge.parents}
-        found.setdefault(made["candidates"], (made["curated_dataset"], made["candidates"], made["preference_pairs"]))
-    found.pop(work.refs["candidates"], None)
+        found.setdefault(made["candidates"].digest, (made["curated_dataset"], made["candidates"], made["preference_pairs"]))
+    found.pop(work.refs["candidates"].digest, None)
     return list(found.values())
 
 
