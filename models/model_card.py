@@ -29,6 +29,7 @@ class Card:
     licence: str  # of the base, as its own card names it, or "" where it names none
     split: str
     counted: str  # what wins are counted by, in words
+    sampling: Mapping[str, Any]  # how the measured edits were sampled: steps, true_cfg, guidance_scale, negative_prompt
     summary: Mapping[str, Any]  # the mode's entry under `policy` in an evaluation's metrics
     gates: Sequence[Mapping[str, Any]]  # {name, measure, threshold, passed}
     lineage: Sequence[Mapping[str, Any]]  # {name, digest}
@@ -50,11 +51,7 @@ def render_card(card: Card) -> str:
         note = f"The weights derive from the base and stay under its licence, `{card.licence}`; read it before any use."
     else:
         note = "The weights derive from the base and stay under its licence. The base names none: ask its owner before any use."
-    fields = {
-        name: getattr(card, name)
-        for name in ("title", "mode", "dtype", "split", "counted", "summary", "gates", "lineage", "onnx", "engine", "not_verified")
-    }
-    return str(ModelCard.from_template(data, template_path=str(TEMPLATE), rate=_rate, figure=_figure, licence_note=note, **fields))
+    return str(ModelCard.from_template(data, template_path=str(TEMPLATE), rate=_rate, figure=_figure, licence_note=note, **vars(card)))
 
 
 def _rate(value: float | None) -> str:

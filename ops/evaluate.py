@@ -48,6 +48,9 @@ from ops.win_rates import BASE, COUNTED, ITEMS, PAIRS, PRODUCTION, SCENE, TIE_TO
 RAW = ".raw"  # behind the key of an edit before it was pasted, kept where the judge was fitted to such
 
 
+SAMPLING = ("steps", "true_cfg", "guidance_scale", "negative_prompt")  # how edits are sampled: what was measured, and what is to be used
+
+
 class EvaluateConfig(OpConfig):
     """What is sampled, how, and when two edits count as equal."""
 
@@ -141,6 +144,7 @@ def evaluate(
         held_out = [pair for pair in read_rows(pairs / "pairs.jsonl", Pair) if pair.split == config.split]
         judges = {"judge": judge, **({"base": base_judge} if base_judge else {})}
         metrics["judge"] = _judge_accuracy(config, judges, held_out, curated, candidates, out, progress, taxonomy)
+    metrics["sampling"] = config.model_dump(include=set(SAMPLING))
     write_metrics(out, metrics)
     tested = [job for job in jobs if job.condition.split == config.split]
     _pictures(config, metrics, tested, list(contestants), edits, shards, taxonomy, out)

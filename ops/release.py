@@ -81,6 +81,7 @@ def assemble_release(
         licence=config.licence or _licence(base),
         split=measured["split"],
         counted=COUNTED[measured["evidence"]],
+        sampling=measured["sampling"],
         summary=summary,
         gates=gates,
         lineage=lineage,

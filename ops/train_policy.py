@@ -84,7 +84,10 @@ class TrainPolicyConfig(OpConfig):
     stop_high: int = Field(27, ge=1, description="latest stop step t2, at most steps - 1 (ours)")
     guidance_scale: float = Field(1.0, description="FLUX's distilled guidance (the authors' demos: 1.0)")
     true_cfg: float = Field(1.0, ge=1, description="classifier-free guidance while training (ours)")
-    negative_prompt: str = Field("nsfw", description="negative prompt where true_cfg is above 1 (the authors' demos)")
+    watch_true_cfg: float = Field(
+        4.0, ge=1, description="the same where checkpoints are compared, as the policy is to be used (the authors' demos: 4.0)"
+    )
+    negative_prompt: str = Field("nsfw", description="negative prompt where guidance is above 1 (the authors' demos)")
     lora_rank: int = Field(0, ge=0, description="rank of LoRA layers; 0 trains every weight (ours)")
     lora_alpha: int = Field(32, ge=1, description="LoRA scale (ours)")
     start: str = Field(
@@ -229,7 +232,7 @@ class Trainer:
             self.shards,
             self._validation(),
             self.taxonomy,
-            settings={"steps": config.steps, "true_cfg": config.true_cfg, "guidance_scale": config.guidance_scale},
+            settings={"steps": config.steps, "true_cfg": config.watch_true_cfg, "guidance_scale": config.guidance_scale},
             negative_prompt=config.negative_prompt,
             batch_size=config.batch_size,
             pasted=self.paste_source,

@@ -112,12 +112,12 @@ def edit(
     task: Annotated[str | None, typer.Option(help="A task of the taxonomy; one with a fixed prompt needs no --prompt.")] = None,
     source: Annotated[str, typer.Option("--from", help="production, base, or the digest of a release or policy.")] = "production",
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("edited.png"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Inference steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Inference steps; else the preset's.")] = None,
     seed: int = 0,
     preset: PresetOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Edit one picture: what is white in MASK is made anew."""
+    """Edit one picture, sampled as the preset's evaluation does: what is white in MASK is made anew."""
     from pipelines.home import enter
 
     settings, workspace = enter(preset, home)
@@ -126,9 +126,11 @@ def edit(
     from models.taxonomy import Taxonomy
     from ops.edit import EditConfig, check_picture_name
     from ops.edit import edit as edit_picture
+    from ops.evaluate import SAMPLING, EvaluateConfig
     from pipelines.versions import editor
 
-    config = EditConfig(seed=seed, **({"steps": steps} if steps else {}))
+    measured = EvaluateConfig(**settings.stages.get("evaluation", {})).model_dump(include=set(SAMPLING))
+    config = EditConfig(seed=seed, **measured | ({"steps": steps} if steps else {}))
     taxonomy = Taxonomy.load(ROOT / settings.taxonomy if settings.taxonomy else None)
     check_picture_name(out)
     with replacing(out) as draft:  # a place that cannot be written to is known before the sampling

@@ -169,7 +169,8 @@ def test_figures_follow_from_the_records(result: tuple[Path, dict[str, Any]]) ->
     items = read_items(out / "items.jsonl")
     settings = {"split": "test", "choose_split": "validation", "tie_tolerance": CONFIG.tie_tolerance, "resamples": CONFIG.resamples}
     again = recompute(items, TAXONOMY, **settings)
-    assert again == {name: value for name, value in metrics.items() if name != "judge"}
+    assert again == {name: value for name, value in metrics.items() if name not in ("judge", "sampling")}
+    assert metrics["sampling"] == {"steps": 2, "true_cfg": 1.0, "guidance_scale": 1.0, "negative_prompt": "nsfw"}
     assert json.loads((out / "metrics.json").read_text()) == metrics
 
 

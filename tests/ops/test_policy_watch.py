@@ -15,7 +15,7 @@ from models.shards import ShardReader
 from models.taxonomy import Taxonomy
 from ops import policy_watch
 from ops.policy_watch import Watch, choose, summary
-from ops.probe import Look, over_optimised
+from ops.probe import CHECKPOINTS, Look, over_optimised
 from ops.train_policy import Trainer
 from tests.ops.test_train_policy import QUICK, _train, make_parts
 
@@ -135,6 +135,18 @@ def test_a_cell_won_by_far_does_not_make_up_for_a_lost_one(parts):
         watch.rows += [look(step, judge=0.5, second=said, won=None) | {"dimension": name} for name, said in cells.items()]
     watch.rows.append(look(6, judge=0.5, second=0.5, won=None) | {"dimension": "aesthetics"})
     assert watch.best == 4  # by the means it would be 2; 6 is as good, and later
+
+
+def test_checkpoints_are_seen_with_the_guidance_of_use_and_trained_without(parts, tmp_path):
+    """Guidance while watching changes what is seen of a checkpoint, and no weight."""
+    seen, weights = [], []
+    for guidance in (1.0, 4.0):
+        out = tmp_path / str(guidance)
+        _train(parts, out, QUICK.model_copy(update={"iterations": 2, "watch_true_cfg": guidance}))
+        seen.append([json.loads(line)["judge"] for line in (out / CHECKPOINTS).read_text().splitlines()])
+        weights.append((out / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert len(seen[0]) == len(seen[1]) and seen[0] != seen[1]
 
 
 def test_without_a_second_judge_the_last_checkpoint_is_delivered(parts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,8 +16,10 @@ from infra.stores.dvc import DvcStore
 from infra.workspace import Workspace
 from models.records import Condition, write_rows
 from models.shards import ShardWriter
+from ops.edit import EditConfig, edit
 from ops.folders import write_metrics
 from pipelines.chain_run import Ending, Outcome
+from pipelines.config import load_settings
 from tests.pipelines.conftest import Command
 
 SIZE = (64, 64)
@@ -134,6 +137,18 @@ def test_edit_keeps_what_is_outside_the_mask(onereward: Command, toy: Callable[.
     assert said == f"{out}\n"
     edited = Image.open(out)
     assert edited.size == SIZE and edited.getpixel((2, 2)) == (255, 0, 0) and edited.getpixel((20, 20)) != (255, 0, 0)
+
+
+def test_edit_samples_as_the_preset_is_evaluated(onereward: Command, toy: Callable[..., Path], tmp_path: Path) -> None:
+    image, mask, out = picture(tmp_path / "image.png"), masked(tmp_path / "mask.png"), tmp_path / "out.png"
+    sampling: dict[str, Any] = {"steps": 2, "true_cfg": 2.0, "guidance_scale": 1.5, "negative_prompt": "blurry"}
+    preset = toy(evaluation=sampling)
+    code, _, err = onereward("edit", str(image), str(mask), "--prompt", "x", "--from", "base", "--out", str(out), "--preset", str(preset))
+    assert code == 0, err
+    asked = {"image": image, "mask": mask, "prompt": "x"}
+    base = Path(load_settings(str(preset)).flux)
+    assert edit(EditConfig(**sampling), base, **asked).tobytes() == Image.open(out).tobytes()
+    assert edit(EditConfig(**sampling | {"true_cfg": 1.0}), base, **asked).tobytes() != Image.open(out).tobytes()
 
 
 def test_edit_names_a_mask_of_another_size(onereward: Command, toy: Callable[..., Path], tmp_path: Path) -> None:

@@ -40,6 +40,14 @@ def test_full_size_resolves_to_the_papers_values() -> None:
     assert demos == (50, 4.0, 1.0, "nsfw")
 
 
+@pytest.mark.parametrize("preset", ["mini", "bench", "ablations", "flux-fill"])
+def test_checkpoints_are_compared_as_policies_are_evaluated(preset: str) -> None:
+    stages = load_settings(preset).stages
+    policy, evaluation = TrainPolicyConfig(**stages["policy"]), EvaluateConfig(**stages["evaluation"])
+    assert (policy.watch_true_cfg, policy.guidance_scale) == (evaluation.true_cfg, evaluation.guidance_scale)
+    assert policy.negative_prompt == evaluation.negative_prompt
+
+
 def test_full_size_tests_enough_for_its_own_gates() -> None:
     """At the largest spread of a cell that the bench has seen, all 17 of which have to pass (docs/statistics.md)."""
     settings = load_settings("flux-fill")
