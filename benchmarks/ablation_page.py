@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.ablation_arms import ARMS, DEFAULTS
-from benchmarks.markdown import rate, table
+from benchmarks.markdown import rate, sampling, table
 from ops.pictures import rates
 
 Found = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> figures
@@ -67,7 +67,8 @@ def _head(record: dict[str, Any]) -> str:
     about = (
         f"One setting changed at a time, the rest as the preset `{record['preset']['preset']}` has it: {done} of {len(ARMS)} arms. Written "
         f"by `{record['command']}` from `benchmarks/results/ablations.json`; commit {commits}; {machine['cores']} cores, "
-        f"{machine['processor']}, Python {machine['python']}. Numbers of labels and annotators' errors: [results](results.md)."
+        f"{machine['processor']}, Python {machine['python']}. Edits: {sampling(record['preset'])}. "
+        "Numbers of labels and annotators' errors: [results](results.md)."
     )
     return "\n\n".join(["# Ablations", about, LIMITS.format(seeds=len(record["seeds"]), arms=len(ARMS))])
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ops.evaluate import EvaluateConfig
 
 NONE = "–"
 
@@ -27,3 +29,10 @@ def interval(row: dict[str, Any] | None, name: str = "win_rate", lo: str = "lo",
 def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *lines])
+
+
+def sampling(preset: Mapping[str, Any]) -> str:
+    """How the evaluation of a recorded preset samples edits, in words."""
+    how = EvaluateConfig(**preset["stages"].get("evaluation", {}))
+    guided = f"`true_cfg` {how.true_cfg:g}, negative prompt {how.negative_prompt!r}" if how.true_cfg > 1 else "no guidance"
+    return f"{how.steps} steps, {guided}"

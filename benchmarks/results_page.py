@@ -17,7 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import label_section
-from benchmarks.markdown import NONE, interval, rate, table
+from benchmarks.markdown import NONE, interval, rate, sampling, table
 from benchmarks.rows import locked, rows
 from benchmarks.targets import MODES, Run, sealed, targets
 from infra.disk import replacing
@@ -79,6 +79,7 @@ def _page(runs: list[Run], fits: list[dict[str, Any]], drawn: dict[str, str]) ->
         INTRODUCTION,
         "## Runs",
         _runs(runs),
+        f"Edits: {'; '.join(sorted({sampling(run['preset']) for run in runs})) or NONE}.",
         "## Targets",
         "Of every seed, not of their mean: one seed that misses is a miss.",
         _targets(runs),

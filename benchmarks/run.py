@@ -51,6 +51,7 @@ KEPT = (
     "training",
     "evidence",
     "split",
+    "sampling",
     "chosen_on",
     "policy",
     "best_mode",

@@ -51,7 +51,8 @@ def render_card(card: Card) -> str:
         note = f"The weights derive from the base and stay under its licence, `{card.licence}`; read it before any use."
     else:
         note = "The weights derive from the base and stay under its licence. The base names none: ask its owner before any use."
-    return str(ModelCard.from_template(data, template_path=str(TEMPLATE), rate=_rate, figure=_figure, licence_note=note, **vars(card)))
+    words: dict[str, Any] = {"rate": _rate, "figure": _figure, "repr": repr, "licence_note": note}
+    return str(ModelCard.from_template(data, template_path=str(TEMPLATE), **words, **vars(card)))
 
 
 def _rate(value: float | None) -> str:

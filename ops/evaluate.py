@@ -46,9 +46,7 @@ from ops.second_opinion import figures, second_opinions
 from ops.win_rates import BASE, COUNTED, ITEMS, PAIRS, PRODUCTION, SCENE, TIE_TOLERANCE, recompute, win_rate_plot, write_items
 
 RAW = ".raw"  # behind the key of an edit before it was pasted, kept where the judge was fitted to such
-
-
-SAMPLING = ("steps", "true_cfg", "guidance_scale", "negative_prompt")  # how edits are sampled: what was measured, and what is to be used
+SAMPLING = ("steps", "true_cfg", "guidance_scale", "negative_prompt")  # of the measured edits; a release's card and `onereward edit` too
 
 
 class EvaluateConfig(OpConfig):

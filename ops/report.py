@@ -96,6 +96,7 @@ def _facts(metrics: Mapping[str, dict[str, Any]], versions: Mapping[str, Version
         "best_mode": evaluation.get("best_mode"),
         "chosen_on": evaluation.get("chosen_on"),
         "split": evaluation.get("split"),
+        "sampling": evaluation.get("sampling"),
         "not_evaluated": evaluation.get("not_evaluated"),
         "photos": evaluation.get("photos"),
         "withheld": evaluation.get("withheld"),

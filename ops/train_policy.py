@@ -85,9 +85,9 @@ class TrainPolicyConfig(OpConfig):
     guidance_scale: float = Field(1.0, description="FLUX's distilled guidance (the authors' demos: 1.0)")
     true_cfg: float = Field(1.0, ge=1, description="classifier-free guidance while training (ours)")
     watch_true_cfg: float = Field(
-        4.0, ge=1, description="the same where checkpoints are compared, as the policy is to be used (the authors' demos: 4.0)"
+        4.0, ge=1, description="guidance where checkpoints and health are looked at, as in the evaluation (the authors' demos: 4.0)"
     )
-    negative_prompt: str = Field("nsfw", description="negative prompt where guidance is above 1 (the authors' demos)")
+    negative_prompt: str = Field("nsfw", description="negative prompt where true_cfg or watch_true_cfg is above 1 (the authors' demos)")
     lora_rank: int = Field(0, ge=0, description="rank of LoRA layers; 0 trains every weight (ours)")
     lora_alpha: int = Field(32, ge=1, description="LoRA scale (ours)")
     start: str = Field(

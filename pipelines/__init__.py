@@ -2,7 +2,7 @@
 
 from pipelines import load_released
 pipe = load_released("production")                       # a verified FluxFillCFGPipeline, on the default device
-pipe(prompt="a red circle", image=image, mask_image=mask).images[0]
+pipe(prompt="a red circle", image=image, mask_image=mask, ...).images[0]     # with the settings that the release's card names
 """
 
 from __future__ import annotations

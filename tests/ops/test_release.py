@@ -150,7 +150,7 @@ def test_the_card_tells_what_was_measured_and_what_was_not(
     assert "| fill | 0 | not evaluated | none |" in card.text and "4 paired edits of 4 conditions" in card.text
     assert "1 were compared by the judge alone." in card.text and "`apache-2.0`" in card.text
     assert read_metrics(parts["out"]) == metrics
-    sampled = ("num_inference_steps=8,", "true_cfg=3.0,", "guidance_scale=2.0,", 'negative_prompt="a \\"blur\\"",')
+    sampled = ("num_inference_steps=8,", "true_cfg=3.0,", "guidance_scale=2.0,", "negative_prompt='a \"blur\"',")
     assert all(said in card.text for said in sampled)
     assert metrics["engine"] == {"bytes": 4, "architectures": [80, 89], "verified": False}
 

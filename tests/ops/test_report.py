@@ -127,7 +127,7 @@ def _evaluation(folder: Path, curated: Path, rng: np.random.Generator) -> None:
     write_items(folder / "items.jsonl", items)
     metrics = recompute(items, TAXONOMY, split="test", choose_split="none", tie_tolerance=0.02, resamples=200)
     (folder / "judge-pairs.jsonl").write_text('{"judge": "base"}\n')
-    write_metrics(folder, {**metrics, "judge": _judge(rng, "test")})
+    write_metrics(folder, {**metrics, "judge": _judge(rng, "test"), "sampling": {"steps": 8, "true_cfg": 3.0}})
 
 
 def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -224,7 +224,7 @@ def test_report_json_has_every_key(folders: dict[str, Path], tmp_path: Path) -> 
     assert report["onnx"] == {"relative_error": 3.2e-6}
     assert report["engine"] == {"bytes": 3_100_000, "architectures": [80, 86, 89], "verified": False}
     assert set(report["gates"][0]) >= {"name", "measure", "threshold", "passed"}
-    assert report["release"] == RELEASE
+    assert report["release"] == RELEASE and report["sampling"] == {"steps": 8, "true_cfg": 3.0}
     for name in ("items.jsonl", "judge-pairs.jsonl", "judge-validation.jsonl", "policy-static-curve.jsonl", "policy-ema-curve.jsonl"):
         assert (tmp_path / name).stat().st_size > 0
     assert (tmp_path / "policy-static-checkpoints.jsonl").exists() and not (tmp_path / "policy-ema-checkpoints.jsonl").exists()

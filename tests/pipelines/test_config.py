@@ -41,7 +41,7 @@ def test_full_size_resolves_to_the_papers_values() -> None:
 
 
 @pytest.mark.parametrize("preset", ["mini", "bench", "ablations", "flux-fill"])
-def test_checkpoints_are_compared_as_policies_are_evaluated(preset: str) -> None:
+def test_checkpoints_are_compared_with_the_guidance_of_the_evaluation(preset: str) -> None:
     stages = load_settings(preset).stages
     policy, evaluation = TrainPolicyConfig(**stages["policy"]), EvaluateConfig(**stages["evaluation"])
     assert (policy.watch_true_cfg, policy.guidance_scale) == (evaluation.true_cfg, evaluation.guidance_scale)
