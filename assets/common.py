@@ -36,7 +36,7 @@ import torch
 
 from assets.display import describe
 from assets.refs import HOST, HOST_TAG, artifacts_metadata, parent_refs, pinned
-from assets.settings import Settings, reasons
+from assets.settings import Settings, resolve
 from assets.sources import ROOT, code_version
 from infra.data import weights, weights_digest
 from infra.disk import no_space
@@ -44,7 +44,7 @@ from infra.progress import Progress
 from infra.stores.base import ArtifactRef, ArtifactStore, Version
 from infra.workspace import Workspace
 from models.config import OpConfig
-from models.errors import ConfigError, DiskFull, InputsChanged, UnknownVersion
+from models.errors import DiskFull, InputsChanged, UnknownVersion
 from models.taxonomy import Taxonomy
 from ops.gate import SIGNATURE
 from ops.lineage import RELEASE
@@ -151,13 +151,7 @@ class Stage:
 
     def run_config(self, settings: Settings) -> type[dg.Config]:
         """The op's configuration as Dagster's, with the preset's values as defaults: the launchpad shows what will run."""
-        section = settings.stages.get(self.name, {})
-        try:
-            resolved = self.config(**section)
-        except pydantic.ValidationError as error:
-            raise ConfigError(
-                f"Section {self.name!r} of preset {settings.preset!r} is not valid: {reasons(error)}.", "Correct the preset."
-            ) from error
+        resolved = resolve(settings, self.name, self.config)
         fields: dict[str, Any] = {
             name: (info.annotation, pydantic.fields.FieldInfo.merge_field_infos(info, default=getattr(resolved, name)))
             for name, info in self.config.model_fields.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 
@@ -10,6 +10,8 @@ from models.config import OpConfig
 from models.errors import ConfigError
 from ops.approval import Terms
 from ops.gate import GateConfig
+
+Config = TypeVar("Config", bound=OpConfig)
 
 
 class Settings(OpConfig):
@@ -58,18 +60,28 @@ class Settings(OpConfig):
     stages: dict[str, dict[str, Any]] = pydantic.Field({}, description="Sections of the stages, by name (ours).")
 
 
+def resolve(settings: Settings, stage: str, config: type[Config]) -> Config:
+    """A stage's configuration under a preset. Raises ConfigError for values that are not valid."""
+    return _valid(settings, stage, config, settings.stages.get(stage, {}))
+
+
+def _valid(settings: Settings, section: str, config: type[Config], values: dict[str, Any]) -> Config:
+    try:
+        return config(**values)
+    except pydantic.ValidationError as error:
+        raise ConfigError(
+            f"Section {section!r} of preset {settings.preset!r} is not valid: {reasons(error)}.", "Correct the preset."
+        ) from error
+
+
 def thresholds(settings: Settings) -> GateConfig:
     """The gates' thresholds under a preset, by the evidence that its evaluation reads and the second judge it names.
 
     Raises ConfigError for values that are not valid.
     """
     truth = settings.stages.get("evaluation", {}).get("evidence") != "blind"
-    try:
-        return GateConfig(**{"require_ground_truth": truth, "require_second_judge": bool(settings.second_judge), **settings.gates})
-    except pydantic.ValidationError as error:
-        raise ConfigError(
-            f"Section 'gates' of preset {settings.preset!r} is not valid: {reasons(error)}.", "Correct the preset."
-        ) from error
+    asked = {"require_ground_truth": truth, "require_second_judge": bool(settings.second_judge)}
+    return _valid(settings, "gates", GateConfig, asked | settings.gates)
 
 
 def terms(settings: Settings) -> Terms:

@@ -121,6 +121,7 @@ def edit(
     from pipelines.home import enter
 
     settings, workspace = enter(preset, home)
+    from assets.settings import resolve
     from assets.sources import ROOT
     from infra.disk import replacing
     from models.taxonomy import Taxonomy
@@ -129,7 +130,7 @@ def edit(
     from ops.evaluate import SAMPLING, EvaluateConfig
     from pipelines.versions import editor
 
-    measured = EvaluateConfig(**settings.stages.get("evaluation", {})).model_dump(include=set(SAMPLING))
+    measured = resolve(settings, "evaluation", EvaluateConfig).model_dump(include=set(SAMPLING))
     config = EditConfig(seed=seed, **measured | ({"steps": steps} if steps else {}))
     taxonomy = Taxonomy.load(ROOT / settings.taxonomy if settings.taxonomy else None)
     check_picture_name(out)

@@ -26,6 +26,12 @@ from torch import Tensor
 
 Prompt = str | list[str]
 Text = tuple[Tensor, Tensor]  # token embeddings [B, L, D], pooled embedding [B, P]
+LONGEST_PROMPT = 512  # T5 tokens, as upstream and FLUX have it
+
+
+def longest_prompt(pipe: FluxFillPipeline) -> int:
+    """T5 tokens of every prompt, padded: what the pipeline's tokenizer takes, at most 512."""
+    return min(LONGEST_PROMPT, pipe.tokenizer_2.model_max_length) if pipe.tokenizer_2 else LONGEST_PROMPT
 
 
 def guided_velocity(
@@ -75,7 +81,7 @@ def guided_velocity(
 
 
 class FluxFillCFGPipeline(FluxFillPipeline):
-    """FluxFillPipeline plus `negative_prompt` and `true_cfg`; everything else is inherited.
+    """FluxFillPipeline plus `negative_prompt` and `true_cfg`; everything else is inherited, but for one default.
 
     A call takes FluxFillPipeline's arguments and, behind them:
         negative_prompt: what the picture is pushed away from, one string for all prompts or one per prompt; the empty
@@ -84,6 +90,8 @@ class FluxFillCFGPipeline(FluxFillPipeline):
         true_cfg: strength of the push, one number or one per prompt; on only above 1.
         negative_prompt_embeds: token embeddings [1, L, D] or [B, L, D] instead of `negative_prompt`, with L as in the prompt.
         negative_pooled_prompt_embeds: pooled embeddings [1, P] or [B, P]; goes with `negative_prompt_embeds`.
+    Without `max_sequence_length` a prompt has as many T5 tokens as the tokenizer takes, which is what the weights have seen, 512 at most
+    (upstream: always 512, FLUX's own).
     `masked_image_latents` is refused, as upstream refuses it: beside `image` by its checks, without `image` by its preprocessing.
     Several images with `num_images_per_prompt` above 1 are tiled by upstream while prompts are repeated, so image and
     prompt of a row differ; kept for bit-equality: repeat the images yourself, or call once per image.
@@ -113,7 +121,7 @@ class FluxFillCFGPipeline(FluxFillPipeline):
         joint_attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (upstream's signature)
-        max_sequence_length: int = 512,
+        max_sequence_length: int | None = None,
         negative_prompt: Prompt | None = None,
         negative_prompt_2: Prompt | None = None,
         true_cfg: float | Sequence[float] | Tensor = 1.0,
@@ -123,6 +131,7 @@ class FluxFillCFGPipeline(FluxFillPipeline):
         """Fill the white part of `mask_image`. Raises ValueError as upstream does, and for negatives or `true_cfg` that do not fit."""
         height = height or self.default_sample_size * self.vae_scale_factor
         width = width or self.default_sample_size * self.vae_scale_factor
+        max_sequence_length = max_sequence_length or longest_prompt(self)
         self.check_inputs(
             *(prompt, prompt_2, strength, height, width, prompt_embeds, pooled_prompt_embeds, callback_on_step_end_tensor_inputs),
             *(max_sequence_length, image, mask_image, masked_image_latents),

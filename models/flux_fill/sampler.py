@@ -26,10 +26,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor
 
 from models.errors import BadImage, BadMask, ConfigError
-from models.flux_fill.pipeline import FluxFillCFGPipeline, Text, guided_velocity, shift_mu
+from models.flux_fill.pipeline import FluxFillCFGPipeline, Text, guided_velocity, longest_prompt, shift_mu
 
 DECODED = 16  # ours: latents decoded at once: more fall out of a CPU's cache, and at full size each takes much memory
-LONGEST_PROMPT = 512  # T5 tokens, the pipeline's default; a tokenizer with a smaller limit rules
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,8 +264,7 @@ class Sampler:
     def _encode_texts(self, texts: list[str]) -> Text:
         """[T, L, D] and [T, P]. Each different text is encoded once: most negatives are alike, and T5-XXL is slow."""
         different = list(dict.fromkeys(texts))
-        length = min(LONGEST_PROMPT, self.pipe.tokenizer_2.model_max_length)
-        embeds, pooled, _ = self.pipe.encode_prompt(different, device=self.pipe.device, max_sequence_length=length)
+        embeds, pooled, _ = self.pipe.encode_prompt(different, device=self.pipe.device, max_sequence_length=longest_prompt(self.pipe))
         rows = [different.index(text) for text in texts]
         return embeds[rows], pooled[rows]
 

@@ -91,6 +91,12 @@ def test_off_it_is_bit_equal_to_upstream(pipe, changes):
     assert torch.equal(ours, theirs)
 
 
+def test_a_prompt_has_as_many_tokens_as_the_tokenizer_takes(pipe):
+    """Of tiny T5 32, FLUX's 512: weights that have seen 32 would be shown mostly padding."""
+    assert torch.equal(pipe(**guided(max_sequence_length=None)).images, pipe(**guided(max_sequence_length=32)).images)
+    assert not torch.equal(pipe(**guided(max_sequence_length=None)).images, pipe(**guided(max_sequence_length=16)).images)
+
+
 def test_off_it_is_bit_equal_to_upstream_in_batches_and_bfloat16():
     pipe = tiny_pipeline().to(torch.bfloat16)
     upstream = FluxFillPipeline(**pipe.components)

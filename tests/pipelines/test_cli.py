@@ -151,6 +151,13 @@ def test_edit_samples_as_the_preset_is_evaluated(onereward: Command, toy: Callab
     assert edit(EditConfig(**sampling | {"true_cfg": 1.0}), base, **asked).tobytes() != Image.open(out).tobytes()
 
 
+def test_edit_names_what_is_wrong_in_the_preset(onereward: Command, toy: Callable[..., Path], tmp_path: Path) -> None:
+    image, mask = picture(tmp_path / "image.png"), masked(tmp_path / "mask.png")
+    preset = toy(evaluation={"true_cfg": "strong"})
+    code, _, err = onereward("edit", str(image), str(mask), "--prompt", "x", "--from", "base", "--preset", str(preset))
+    assert code == 1 and err.startswith("error: Section 'evaluation' of preset") and "true_cfg" in err
+
+
 def test_edit_names_a_mask_of_another_size(onereward: Command, toy: Callable[..., Path], tmp_path: Path) -> None:
     image, mask = picture(tmp_path / "image.png", size=(80, 64)), masked(tmp_path / "mask.png")
     code, _, err = onereward("edit", str(image), str(mask), "--prompt", "x", "--from", "base", "--preset", str(toy()))
