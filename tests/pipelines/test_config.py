@@ -49,7 +49,7 @@ def test_checkpoints_are_compared_with_the_guidance_of_the_evaluation(preset: st
 
 
 def test_full_size_tests_enough_for_its_own_gates() -> None:
-    """At the largest spread of a cell that the bench has seen, all 17 of which have to pass (docs/statistics.md)."""
+    """At the largest spread of a cell that a default run has had, all 17 of which have to pass (docs/statistics.md)."""
     settings = load_settings("flux-fill")
     evaluation, lowest = EvaluateConfig(**settings.stages["evaluation"]), thresholds(settings).min_cell_lo
     assert lowest is not None and evaluation.max_per_task <= CurateConfig(**settings.stages["curated_dataset"]).test_per_task
