@@ -2,7 +2,8 @@
 
 from pipelines import load_released
 pipe = load_released("production")                       # a verified FluxFillCFGPipeline, on the default device
-pipe(prompt="a red circle", image=image, mask_image=mask, ...).images[0]     # with the settings that the release's card names
+settings = {"height": 64, "width": 64, "true_cfg": 3.0}  # and so on, as the release's card names them
+pipe(prompt="a red circle", image=image, mask_image=mask, **settings).images[0]
 """
 
 from __future__ import annotations

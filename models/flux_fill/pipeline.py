@@ -31,7 +31,7 @@ LONGEST_PROMPT = 512  # T5 tokens, as upstream and FLUX have it
 
 def longest_prompt(pipe: FluxFillPipeline) -> int:
     """T5 tokens of every prompt, padded: what the pipeline's tokenizer takes, at most 512."""
-    return min(LONGEST_PROMPT, pipe.tokenizer_2.model_max_length) if pipe.tokenizer_2 else LONGEST_PROMPT
+    return min(LONGEST_PROMPT, pipe.tokenizer_2.model_max_length) if pipe.tokenizer_2 is not None else LONGEST_PROMPT
 
 
 def guided_velocity(
