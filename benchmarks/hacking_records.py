@@ -1,6 +1,6 @@
 """Records of two real runs of the mini policy, for tests/ops/test_probe.py: one with every guardrail off, one with them on.
 
-    python -m benchmarks.hacking_records --home .onereward     # after `make run`: takes data, candidates and labels from that home
+    python -m benchmarks.hacking_records --home .onereward --out records    # after `make run`: data, candidates and labels are that home's
 
 The judge that rewards is fitted on the labels of one half of the source images and the second judge on the other half. Each run is
 measured on the first validation scenes of every task after `CHECKPOINTS` numbers of iterations (ops/policy_watch.py), as it would be
@@ -30,7 +30,6 @@ from ops.train_policy import Trainer, TrainPolicyConfig
 from pipelines.config import load_settings
 
 ROOT = Path(__file__).parents[1]
-RECORDS = ROOT / "tests" / "ops" / "records" / "third_draw"
 PER_TASK = 32  # ours: validation conditions per task, as in the bench preset
 CHECKPOINTS = {"guardrails_off": (12, 24, 36, 48, 60), "guardrails_on": (18, 36, 72)}
 # Nothing that holds the policy back: no cap, every cell rewarded however badly it is judged, free to change what it should keep, the
@@ -52,7 +51,7 @@ NO_GUARDRAILS: dict[str, Any] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, required=True, help="home of a finished run of the mini preset")
-    parser.add_argument("--out", type=Path, default=RECORDS)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two records")
     arguments = parser.parse_args()
     settings, taxonomy, store = load_settings("mini"), Taxonomy.load(), Workspace(arguments.home.resolve()).store
     curated, candidates, pairs = (store.get(store.versions(name)[-1].ref) for name in ("curated_dataset", "candidates", "preference_pairs"))

@@ -14,9 +14,9 @@ import pydantic
 import torch
 from PIL import Image
 
-from models.config import OpConfig
 from models.device import default_device
 from models.errors import ConfigError
+from models.flux_fill.config import SamplingConfig
 from models.flux_fill.loading import load_pipeline, load_transformer
 from models.images import paste, to_mask, to_pil, to_tensor
 from models.masks import check_mask
@@ -24,13 +24,9 @@ from models.taxonomy import Taxonomy
 from ops.source import GRID, read_image
 
 
-class EditConfig(OpConfig):
+class EditConfig(SamplingConfig):
     """How the edit is sampled."""
 
-    steps: int = pydantic.Field(50, ge=1, description="Inference steps; 50 in the authors' demos.")
-    true_cfg: float = pydantic.Field(4.0, ge=1, description="CFG scale; 4.0 in the authors' demos.")
-    guidance_scale: float = pydantic.Field(1.0, ge=0, description="Distilled guidance; 1.0 in the authors' demos.")
-    negative_prompt: str = pydantic.Field("nsfw", description="Negative prompt; the authors' demos use this one.")
     seed: int = pydantic.Field(0, description="Seed of the noise; 0 in the authors' demos.")
 
 

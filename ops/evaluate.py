@@ -27,9 +27,9 @@ from infra.progress import Progress
 from infra.stores.base import directory_digest
 from models.blind import outside_similarity
 from models.clip import Clip
-from models.config import OpConfig
 from models.device import default_device
 from models.errors import NotEnoughData
+from models.flux_fill.config import SamplingConfig
 from models.flux_fill.loading import load_pipeline, load_transformer
 from models.flux_fill.sampler import Encoded, Sampler
 from models.images import paste, to_mask, to_pil, to_tensor
@@ -46,10 +46,9 @@ from ops.second_opinion import figures, second_opinions
 from ops.win_rates import BASE, COUNTED, ITEMS, PAIRS, PRODUCTION, SCENE, TIE_TOLERANCE, recompute, win_rate_plot, write_items
 
 RAW = ".raw"  # behind the key of an edit before it was pasted, kept where the judge was fitted to such
-SAMPLING = ("steps", "true_cfg", "guidance_scale", "negative_prompt")  # of the measured edits; a release's card and `onereward edit` too
 
 
-class EvaluateConfig(OpConfig):
+class EvaluateConfig(SamplingConfig):
     """What is sampled, how, and when two edits count as equal."""
 
     evidence: Evidence = pydantic.Field(
@@ -65,10 +64,6 @@ class EvaluateConfig(OpConfig):
     max_per_task_choose: int = pydantic.Field(16, ge=1, description="The same on the split the mode is chosen on (ours).")
     seeds_per_condition: int = pydantic.Field(1, ge=1, description="Seeds per condition (ours).")
     seed: int = pydantic.Field(0, description="Changes every seed drawn (ours).")
-    steps: int = pydantic.Field(50, ge=1, description="Inference steps; 50 in the authors' demos.")
-    true_cfg: float = pydantic.Field(4.0, ge=1, description="CFG scale; 4.0 in the authors' demos, 1 switches it off.")
-    guidance_scale: float = pydantic.Field(1.0, ge=0, description="Distilled guidance; 1.0 in the authors' demos.")
-    negative_prompt: str = pydantic.Field("nsfw", description="Negative prompt; the authors' demos use this one.")
     batch_size: int = pydantic.Field(16, ge=1, description="Edits sampled or judged at once (ours).")
     tie_tolerance: float = pydantic.Field(
         TIE_TOLERANCE, ge=0, lt=1, description="Measures that differ by this share or less are a tie (ours)."
@@ -142,7 +137,7 @@ def evaluate(
         held_out = [pair for pair in read_rows(pairs / "pairs.jsonl", Pair) if pair.split == config.split]
         judges = {"judge": judge, **({"base": base_judge} if base_judge else {})}
         metrics["judge"] = _judge_accuracy(config, judges, held_out, curated, candidates, out, progress, taxonomy)
-    metrics["sampling"] = config.model_dump(include=set(SAMPLING))
+    metrics["sampling"] = config.model_dump(include=set(SamplingConfig.model_fields))
     write_metrics(out, metrics)
     tested = [job for job in jobs if job.condition.split == config.split]
     _pictures(config, metrics, tested, list(contestants), edits, shards, taxonomy, out)
