@@ -82,7 +82,11 @@ class GateConfig(OpConfig):
         "where the preset names one: no step back by them (ours).",
     )
     min_production_lo: float = pydantic.Field(
-        0.45, ge=0, le=1, description="Lower bound of the mean win rate against production, where there is one: no step back (ours)."
+        0.45,
+        ge=0,
+        le=1,
+        description="Lower bound of the mean win rate against production, where there is one: no step back; .50 asks for proof that it "
+        "is better (ours).",
     )
     min_cell_lo: float | None = pydantic.Field(
         0.45,
