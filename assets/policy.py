@@ -6,7 +6,8 @@ from typing import Any
 
 from assets.common import MEASURES, Work, reader_versions, stage
 from assets.rounds import starting_release
-from ops.train_policy import MODES, TrainPolicyConfig, train_policy
+from ops.policy_config import TrainPolicyConfig
+from ops.train_policy import MODES, train_policy
 
 
 @stage(

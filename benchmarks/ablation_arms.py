@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.ablation_world import World, beside_source
+from benchmarks.perfect_judge import PerfectlyJudged, spread
 from benchmarks.pointwise import PointwiseJudge
 from models.device import default_device
 from models.judge import Judge
@@ -22,7 +24,8 @@ from models.taxonomy import Taxonomy
 from ops.evaluate import EvaluateConfig, evaluate
 from ops.fit_reward import fit_reward
 from ops.judge_accuracy import judge_accuracy
-from ops.train_policy import TrainPolicyConfig, train_policy
+from ops.policy_config import TrainPolicyConfig
+from ops.train_policy import train_policy
 
 LORA_RATE = 10  # ours: LoRA's learning rate over that of full fine-tuning
 
@@ -99,11 +102,15 @@ class PolicyArm:
     taxonomy: Callable[[Taxonomy], Taxonomy] = shipped  # in training; everything is evaluated as always
     mode: str = "static"
     rate: float = 1.0  # times the preset's learning rate
+    perfect: bool = False  # rewarded by a judge that knows the perfect edit, in the place of the fitted one
 
     def measure(self, world: World) -> dict[str, Any]:
         """Win rates over the base by the acceptance measures, mean, per task and per cell, by the annotator's and by the judge."""
         config = world.config(TrainPolicyConfig, "policy", **self.changes)
         config = config.model_copy(update={"learning_rate": config.learning_rate * self.rate})
+        make_trainer = None
+        if self.perfect:
+            make_trainer = partial(PerfectlyJudged, spread(world.curated, world.candidates, world.taxonomy, world.progress))
         with world.draft() as draft:
             policy, scratch, edits = (draft / name for name in ("policy", "scratch", "evaluation"))
             for folder in (policy, scratch, edits):
@@ -118,6 +125,7 @@ class PolicyArm:
                 self.taxonomy(world.taxonomy),
                 self.mode,
                 scratch,
+                make_trainer,
             )
             found = evaluate(
                 world.config(EvaluateConfig, "evaluation"),
@@ -187,4 +195,15 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
     "policy/one_view": PolicyArm("the judge sees each pair once, where it lies: no jitter", {"jitter": 0, "views": 1}),
     "policy/equal_weights": PolicyArm("every dimension weighs 1, as in the paper", {"by_shortfall": False}),
     "policy/two_noises": PolicyArm("reference and policy start from two noises, as in the paper", {"same_noise": False}),
+    "policy/perfect_judge": PolicyArm(
+        "a judge that knows the perfect edit and answers by the annotator's own measures, in every cell, at cap 0.9 "
+        "(benchmarks/perfect_judge.py)",
+        {"cap": 0.9, "temperature": 1.0, "jitter": 0, "views": 1, "least_judged": 0.0},
+        perfect=True,
+    ),
+    "policy/perfect_judge_same_cells": PolicyArm(
+        "the same in the cells that the fitted judge is let reward",
+        {"cap": 0.9, "temperature": 1.0, "jitter": 0, "views": 1},
+        perfect=True,
+    ),
 }

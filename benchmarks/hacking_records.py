@@ -24,9 +24,10 @@ from infra.progress import Progress
 from infra.workspace import Workspace
 from models.taxonomy import Taxonomy
 from ops.fit_reward import FitRewardConfig, fit_reward
+from ops.policy_config import TrainPolicyConfig
 from ops.policy_watch import summary
 from ops.probe import Look
-from ops.train_policy import Trainer, TrainPolicyConfig
+from ops.train_policy import Trainer
 from pipelines.config import load_settings
 
 ROOT = Path(__file__).parents[1]

@@ -76,11 +76,11 @@ def label_scripted(
     `record_scripted`. Raises NotEnoughData when there is no label at all.
     """
     conditions = {row.id: row for row in read_rows(curated / "conditions.jsonl", Condition)}
-    shown = _by_condition(candidates)
+    shown = by_condition(candidates)
     preferences = list(people)
     if config.scripted:
-        scores = _scores(conditions, shown, curated, candidates, taxonomy, progress)
-        spread = _spread(conditions, scores)
+        scores = score_candidates(conditions, shown, curated, candidates, taxonomy, progress)
+        spread = spread_of(conditions, scores)
         rows = [_judge(config, conditions[condition], dimension, values, spread) for (condition, dimension), values in scores.items()]
         answered = {_question(row) for row in people}  # the script never answers for a person of its name
         preferences += [row for row in rows if _question(row) not in answered]
@@ -119,7 +119,7 @@ def _question(row: Preference) -> tuple[str, str, str]:
     return row.condition_id, row.dimension, row.annotator
 
 
-def _by_condition(candidates: Path) -> dict[str, list[str]]:
+def by_condition(candidates: Path) -> dict[str, list[str]]:
     """Condition id -> its candidates' ids, in order of index."""
     found: dict[str, list[str]] = defaultdict(list)
     for row in sorted(read_rows(candidates / "candidates.jsonl", Candidate), key=lambda row: (row.condition_id, row.index)):
@@ -130,9 +130,13 @@ def _by_condition(candidates: Path) -> dict[str, list[str]]:
 Scores = dict[tuple[str, str], dict[str, float]]  # (condition, dimension) -> candidate -> measure
 
 
-def _scores(
+def score_candidates(
     conditions: dict[str, Condition], shown: dict[str, list[str]], curated: Path, candidates: Path, taxonomy: Taxonomy, progress: Progress
 ) -> Scores:
+    """The taxonomy's measure of every edit in `shown` (condition id -> candidates' ids) whose perfect answer is known.
+
+    Raises BadLabel for a condition that `conditions` does not have.
+    """
     asked, answered = ShardReader(curated), ShardReader(candidates)
     scores: Scores = {}
     with progress.bar("scripted labels", len(shown), "condition") as bar:
@@ -154,7 +158,7 @@ def _scores(
     return scores
 
 
-def _spread(conditions: dict[str, Condition], scores: Scores) -> dict[tuple[str, str], float]:
+def spread_of(conditions: dict[str, Condition], scores: Scores) -> dict[tuple[str, str], float]:
     """(task, dimension) -> pooled standard deviation among the candidates of one condition.
 
     Over training conditions where the cell has any: what is sealed must not decide which training labels are ties.
@@ -282,7 +286,7 @@ def import_labels(
     before (see `replace`).
     """
     conditions = {row.id: row for row in read_rows(curated / "conditions.jsonl", Condition)}
-    known = _by_condition(candidates)
+    known = by_condition(candidates)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -42,7 +42,7 @@ def lab(image: Tensor) -> np.ndarray:
 
 
 def _mean(values: np.ndarray, mask: Tensor) -> float:
-    return inside(torch.from_numpy(np.ascontiguousarray(values)).float()[None], mask)
+    return float(inside(torch.from_numpy(np.ascontiguousarray(values)).float()[None], mask))
 
 
 def _ssim_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:

@@ -1,6 +1,7 @@
 """Ground-truth measures of an edit whose perfect answer is known. Higher is better; perfect is one for letters, else zero.
 
     measure("seam_agreement", image, target, mask, truth, prompt)
+    agreement("seam_agreement", image, target, mask, truth, prompt)  # the same as a tensor, whose gradient leads into the image
 
 The taxonomy names one per dimension as `labelled_by`. The scripted annotator labels with them, and evaluation asks that they confirm what
 it counts by the acceptance measures (models/mini/acceptance.py).
@@ -9,7 +10,6 @@ Images are float32 [3, H, W] in [0, 1], masks [1, H, W] in {0, 1}; only pixels i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -40,9 +40,9 @@ def luma(image: Tensor) -> Tensor:
     return (image * image.new_tensor(LUMA).view(3, 1, 1)).sum(0)  # [H, W]
 
 
-def inside(values: Tensor, mask: Tensor) -> float:
-    """Mean of `values` [..., H, W] over the mask [1, H, W]."""
-    return float((values * mask).sum() / (mask.sum() * values.numel() / mask.numel()).clamp(min=1e-6))
+def inside(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` [..., H, W] over the mask [1, H, W], a scalar."""
+    return (values * mask).sum() / (mask.sum() * values.numel() / mask.numel()).clamp(min=1e-6)
 
 
 def _gradients(image: Tensor) -> Tensor:
@@ -52,18 +52,18 @@ def _gradients(image: Tensor) -> Tensor:
     return F.conv2d(padded, torch.stack([kernel, kernel.T])[:, None])[0]
 
 
-def _edge_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+def _edge_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> Tensor:
     return -inside((_gradients(image) - _gradients(target)).abs(), mask)
 
 
-def _seam_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+def _seam_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> Tensor:
     width = _scaled(RING_PX, image)
     outside = F.pad(1 - mask, (width,) * 4, value=0.0)  # the frame of the picture is no seam
     ring = mask * F.max_pool2d(outside[None], 2 * width + 1, stride=1)[0]
     return -inside((image - target).abs(), ring)
 
 
-def _prompt_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+def _prompt_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> Tensor:
     word = truth.get("word")
     if word and f'"{word["text"]}"' in prompt:
         return _letters_agreement(image, target, word)
@@ -72,10 +72,10 @@ def _prompt_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[s
         return found
     cell = _scaled(POOL_PX, image)
     error = F.avg_pool2d((image - target)[None] * mask, cell)[0].abs()
-    return -float(error.sum() / (F.avg_pool2d(mask[None], cell).sum() * 3).clamp(min=1e-6))
+    return -(error.sum() / (F.avg_pool2d(mask[None], cell).sum() * 3).clamp(min=1e-6))
 
 
-def _object_agreement(image: Tensor, mask: Tensor, truth: dict[str, Any]) -> float | None:
+def _object_agreement(image: Tensor, mask: Tensor, truth: dict[str, Any]) -> Tensor | None:
     """How much more of the asked colour lies on the asked shape than around it, at the best place nearby: 1 in full, 0 for nothing.
 
     None where the request is about more than the object: the mask covers less than half of it, or its box is a small part of the mask.
@@ -99,10 +99,10 @@ def _object_agreement(image: Tensor, mask: Tensor, truth: dict[str, Any]) -> flo
     off = (around * like).sum((-2, -1)) / around.sum((-2, -1)).clamp(min=1e-6)
     allowed = places.sum((-2, -1)) >= OBJECT_MASKED * cover.sum()
     allowed[REACH_PX, REACH_PX] = True  # where it belongs: asked above
-    return float((on - off)[allowed].max())
+    return (on - off)[allowed].max()
 
 
-def _letters_agreement(image: Tensor, target: Tensor, word: dict[str, Any]) -> float:
+def _letters_agreement(image: Tensor, target: Tensor, word: dict[str, Any]) -> Tensor:
     """Mean over the word's letters of how well each agrees with the target's, at its place: absolute correlation in its strip."""
     x0, y0, x1, y1 = word["box"]
     asked, seen = luma(target)[y0:y1, x0:x1], luma(image)[y0:y1, x0:x1]
@@ -112,27 +112,27 @@ def _letters_agreement(image: Tensor, target: Tensor, word: dict[str, Any]) -> f
     found = []
     for left, right in pairwise(edges):
         pair = torch.stack([asked[:, left:right].flatten(), seen[:, left:right].flatten()])
-        found.append(float(torch.corrcoef(pair)[0, 1].nan_to_num().abs()))  # white on black reads as well; blank is 0
-    return sum(found) / len(found)
+        found.append(torch.corrcoef(pair)[0, 1].nan_to_num().abs().double())  # white on black reads as well; blank is 0
+    return torch.stack(found).mean()
 
 
-def _detail_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+def _detail_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> Tensor:
     kernel = image.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
 
-    def detail(picture: Tensor) -> float:
+    def detail(picture: Tensor) -> Tensor:
         padded = F.pad(luma(picture)[None, None], (1, 1, 1, 1), mode="replicate")
-        return math.log10(inside(F.conv2d(padded, kernel[None, None])[0].pow(2), mask) + DETAIL_FLOOR)
+        return (inside(F.conv2d(padded, kernel[None, None])[0].pow(2), mask).double() + DETAIL_FLOOR).log10()
 
-    return -abs(detail(image) - detail(target))
+    return -(detail(image) - detail(target)).abs()
 
 
-def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> Tensor:
     """Largest zero-normalised cross-correlation of the lettering with its template, over small displacements.
 
     The absolute value is taken: white on black reads as well as black on white. Zero where the scene has no word.
     """
     if "word" not in truth:
-        return 0.0
+        return image.new_zeros(())
     x0, y0, x1, y1 = truth["word"]["box"]
     reach = _scaled(SHIFT_PX, image)
     template = luma(target)[y0 + reach : y1 - reach, x0 + reach : x1 - reach]
@@ -141,14 +141,14 @@ def _glyph_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[st
     windows = field.unfold(0, template.shape[0], 1).unfold(1, template.shape[1], 1)
     windows = windows - windows.mean((-2, -1), keepdim=True)
     scale = windows.pow(2).sum((-2, -1)).sqrt() * template.pow(2).sum().sqrt()
-    return float(((windows * template).sum((-2, -1)).abs() / scale.clamp(min=1e-3)).max())
+    return ((windows * template).sum((-2, -1)).abs() / scale.clamp(min=1e-3)).max()
 
 
-def _clean_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+def _clean_agreement(image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> Tensor:
     return -inside((image - target).pow(2), mask)
 
 
-MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any], str], float]] = {
+MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any], str], Tensor]] = {
     "edge_agreement": _edge_agreement,
     "seam_agreement": _seam_agreement,
     "prompt_agreement": _prompt_agreement,
@@ -158,8 +158,8 @@ MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any], str], floa
 }
 
 
-def measure(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
-    """Score `image` against `target` inside `mask` by the named measure.
+def agreement(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> Tensor:
+    """Score `image` against `target` inside `mask` by the named measure: a scalar, which has a gradient where `image` takes one.
 
     Args:
         name: a key of `MEASURES`, as the taxonomy's dimension names it.
@@ -174,3 +174,8 @@ def measure(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[
     if name not in MEASURES:
         raise ConfigError(f"Unknown measure {name!r}.", f"The taxonomy may name {', '.join(MEASURES)}.")
     return MEASURES[name](image, target, mask, truth, prompt)
+
+
+def measure(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> float:
+    """`agreement` as a number."""
+    return float(agreement(name, image, target, mask, truth, prompt))

@@ -33,8 +33,8 @@ from ops.evaluate import EvaluateConfig
 from ops.export_onnx import OnnxConfig
 from ops.fit_reward import FitRewardConfig
 from ops.folders import write_metrics
+from ops.policy_config import TrainPolicyConfig
 from ops.source import SourceConfig
-from ops.train_policy import TrainPolicyConfig
 
 MEASURING = ("pillow", "scikit-image", "scipy", "rapidocr", "matplotlib")
 

@@ -19,7 +19,7 @@ from infra.workspace import Workspace
 from models.errors import ConfigError
 from models.records import SPLITS, Condition, write_rows
 from models.taxonomy import Taxonomy
-from ops.train_policy import TrainPolicyConfig
+from ops.policy_config import TrainPolicyConfig
 from tests.ops.promotable import put
 
 

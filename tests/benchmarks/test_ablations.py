@@ -19,7 +19,15 @@ from tests.models.tiny_judge import save_tiny_judge, tiny_queries
 from tests.pipelines.toy import write_toy
 
 SEED = 3
-MEASURED = ["judge/default", "judge/pointwise", "judge/source_and_mask", "policy/static", "policy/stop_6_7", "policy/only_structure"]
+MEASURED = [
+    "judge/default",
+    "judge/pointwise",
+    "judge/source_and_mask",
+    "policy/static",
+    "policy/stop_6_7",
+    "policy/only_structure",
+    "policy/perfect_judge",
+]
 
 
 def test_arms_are_measured_once_and_collected(tmp_path: Path) -> None:

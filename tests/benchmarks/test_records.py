@@ -9,9 +9,9 @@ from typing import cast
 import pytest
 
 from benchmarks.records import RESULTS, committed, differences, keep_records, recomputed, unpacked
+from ops.policy_config import TrainPolicyConfig
 from ops.policy_watch import choose
 from ops.probe import CHECKPOINTS, Look, over_optimised
-from ops.train_policy import TrainPolicyConfig
 from ops.win_rates import ITEMS, read_items, write_items
 
 RUNS = dict(committed())

@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from infra.progress import Progress
 from models.errors import ConfigError
 from models.taxonomy import Taxonomy
-from ops import train_policy
+from ops.policy_config import TrainPolicyConfig
+from ops.train_policy import Trainer, train_policy
 
 
-class Kept(train_policy.Trainer):
+class Kept(Trainer):
     """Leaves itself in `last`, so that what a process holds can be looked at."""
 
     last: Kept
@@ -33,12 +34,11 @@ class Kept(train_policy.Trainer):
 
 def main(jobs: Path) -> None:
     torch.set_num_threads(1)
-    train_policy.Trainer = Kept  # type: ignore[misc]
     for job in json.loads(jobs.read_text()):
-        config, parts = train_policy.TrainPolicyConfig(**job["config"]), [Path(part) for part in job["parts"]]
+        config, parts = TrainPolicyConfig(**job["config"]), [Path(part) for part in job["parts"]]
         out, scratch = Path(job["out"]), Path(job["scratch"])
         try:
-            train_policy.train_policy(config, *parts, out, Progress(print), Taxonomy.load(), mode=job["mode"], scratch=scratch)
+            train_policy(config, *parts, out, Progress(print), Taxonomy.load(), job["mode"], scratch, Kept)
         except ConfigError as error:
             (out / f"refused-{Kept.last.accelerator.process_index}.txt").write_text(str(error))
             continue

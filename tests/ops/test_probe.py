@@ -20,9 +20,9 @@ from models.taxonomy import Taxonomy
 from ops.folders import write_metrics
 from ops.gate import GateConfig
 from ops.gate_checks import check
+from ops.policy_config import TrainPolicyConfig
 from ops.policy_watch import choose, summary
 from ops.probe import CHECKPOINTS, STARTS, Look, gold_against_proxy, hacked, looks, over_optimised, over_steps
-from ops.train_policy import TrainPolicyConfig
 
 RECORDS = Path(__file__).parent / "records"
 

@@ -22,8 +22,9 @@ from ops.fit_reward import FitRewardConfig, fit_reward
 from ops.generate import GenerateConfig, generate
 from ops.label import LabelConfig, label_scripted
 from ops.pair import PairConfig, make_pairs
+from ops.policy_config import TrainPolicyConfig
 from ops.pretrain_policy import scene_request
-from ops.train_policy import TrainPolicyConfig, train_policy
+from ops.train_policy import train_policy
 from tests.models.tiny_judge import save_tiny_judge
 
 TAXONOMY = Taxonomy.load()

@@ -34,9 +34,10 @@ from models.shards import ShardWriter
 from models.taxonomy import Taxonomy
 from ops import policy_health
 from ops.folders import write_metrics
+from ops.policy_config import TrainPolicyConfig
 from ops.policy_health import rewarded_dimensions
 from ops.pretrain_policy import scene_request
-from ops.train_policy import Trainer, TrainPolicyConfig, train_policy
+from ops.train_policy import Trainer, train_policy
 from tests.models.tiny import save_tiny_flux
 from tests.models.tiny_judge import save_tiny_judge
 

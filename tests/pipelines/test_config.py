@@ -14,8 +14,8 @@ from ops.evaluate import EvaluateConfig
 from ops.export_onnx import OnnxConfig
 from ops.fit_reward import FitRewardConfig
 from ops.gate import GateConfig
+from ops.policy_config import TrainPolicyConfig
 from ops.statistics import sample_size
-from ops.train_policy import TrainPolicyConfig
 from pipelines.config import load_settings
 
 

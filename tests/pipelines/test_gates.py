@@ -14,7 +14,8 @@ from assets.chain import POLICY
 from assets.refs import materialised
 from infra.workspace import Workspace
 from ops.gate import evidence_for
-from ops.train_policy import TrainPolicyConfig, train_policy
+from ops.policy_config import TrainPolicyConfig
+from ops.train_policy import train_policy
 from pipelines.config import load_settings
 from pipelines.definitions import definitions
 from pipelines.jobs import ALL_MODES

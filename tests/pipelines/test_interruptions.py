@@ -24,7 +24,7 @@ from assets.settings import Settings
 from infra.progress import Bar, Progress
 from infra.stores.dvc import DvcStore
 from infra.workspace import HOME_VARIABLE, Workspace
-from ops.train_policy import TrainPolicyConfig
+from ops.policy_config import TrainPolicyConfig
 from pipelines.chain_run import INTERRUPTED, _failure
 from pipelines.config import load_settings
 from tests.pipelines.conftest import Finished
