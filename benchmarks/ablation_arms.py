@@ -58,7 +58,7 @@ class JudgeArm:
     judge_class: type[Judge] = Judge
     paste_source: bool = True
     source_beside: bool = False  # show source and mask too
-    default: bool = False  # the judge that rewards in every policy arm
+    default: bool = False  # the judge that rewards the policies
 
     def measure(self, world: World) -> dict[str, Any]:
         """Accuracy on the test pairs, over all and per cell, order consistency, and accuracy where both are one-step predictions."""
@@ -95,7 +95,7 @@ class JudgeArm:
 
 @dataclass(frozen=True)
 class PolicyArm:
-    """A policy trained on the default judge and compared with the base on the test conditions."""
+    """A policy trained on the default judge, or on a perfect one, and compared with the base on the test conditions."""
 
     says: str
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the preset's TrainPolicyConfig
@@ -196,13 +196,13 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
     "policy/equal_weights": PolicyArm("every dimension weighs 1, as in the paper", {"by_shortfall": False}),
     "policy/two_noises": PolicyArm("reference and policy start from two noises, as in the paper", {"same_noise": False}),
     "policy/perfect_judge": PolicyArm(
-        "a judge that knows the perfect edit and answers by the annotator's own measures, in every cell, at cap 0.9 "
-        "(benchmarks/perfect_judge.py)",
+        "rewarded in every cell by a judge that knows the perfect edit and answers by the annotator's own measures "
+        "(benchmarks/perfect_judge.py), at cap 0.9, temperature 1 and one view; no photographs, of which no perfect edit is known",
         {"cap": 0.9, "temperature": 1.0, "jitter": 0, "views": 1, "least_judged": 0.0},
         perfect=True,
     ),
     "policy/perfect_judge_same_cells": PolicyArm(
-        "the same in the cells that the fitted judge is let reward",
+        "the same in those cells alone in which the fitted judge may reward",
         {"cap": 0.9, "temperature": 1.0, "jitter": 0, "views": 1},
         perfect=True,
     ),

@@ -24,7 +24,7 @@ LIMITS = """\
 **What this can and cannot show.** The world is the preset's: small pictures, networks of a few megabytes, a scripted annotator. An arm that
 helps here need not help FLUX Fill and people. A few seeds ({seeds} here) give the size of a difference, not its proof: one that is not
 clearly larger than its spread over seeds says nothing, and with {arms} arms some will stand out by luck; nothing is corrected for that.
-Every arm changes one setting and nothing was tuned for it, while the preset's own were chosen on other scenes
+Every arm but those of a perfect judge changes one setting and nothing was tuned for any, while the preset's own were chosen on other scenes
 ([evidence.md](evidence.md#what-the-figures-have-seen)), so the defaults are favoured. The base judge has been trained on pairs and
 on the shipped query, which favours them once more, and the candidates hold one-step predictions of the stop steps that the preset names
 for them only. No second judge is fitted: all labels go to the judge that is measured, and of every policy the last checkpoint is
@@ -37,7 +37,8 @@ the share of pairs whose two orders name one picture; a pointwise judge has no o
 POLICIES = """\
 Win rate over the base from the same noise, ties half, by the acceptance measures on the sealed split's scenes; mean over tasks of means
 over dimensions, with 95% intervals drawn over scenes for each seed. Beside it the same by the measures the annotator ranks with and by the
-judge that rewarded. n counts edits over all seeds. All arms of a seed are rewarded by its `judge/default`, in the cells it can judge."""
+seed's `judge/default`. n counts edits over all seeds. All arms but the `perfect_judge` ones are rewarded by that judge, in the cells it can
+judge."""
 
 
 def write_page(record: dict[str, Any], page: Path) -> None:
@@ -65,9 +66,9 @@ def _head(record: dict[str, Any]) -> str:
     machine, commits = record["machine"], ", ".join(commit[:12] for commit in record["commits"])
     done = len({row["arm"] for row in record["rows"]})
     about = (
-        f"One setting changed at a time, the rest as the preset `{record['preset']['preset']}` has it: {done} of {len(ARMS)} arms. Written "
-        f"by `{record['command']}` from `benchmarks/results/ablations.json`; commit {commits}; {machine['cores']} cores, "
-        f"{machine['processor']}, Python {machine['python']}. Edits: {sampling(record['preset'])}. "
+        f"One setting changed at a time (but for a perfect judge), the rest as the preset `{record['preset']['preset']}` has it: {done} of "
+        f"{len(ARMS)} arms. Written by `{record['command']}` from `benchmarks/results/ablations.json`; commit {commits}; "
+        f"{machine['cores']} cores, {machine['processor']}, Python {machine['python']}. Edits: {sampling(record['preset'])}. "
         "Numbers of labels and annotators' errors: [results](results.md)."
     )
     return "\n\n".join(["# Ablations", about, LIMITS.format(seeds=len(record["seeds"]), arms=len(ARMS))])

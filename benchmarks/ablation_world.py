@@ -115,7 +115,7 @@ class World:
 
     @cached_property
     def reward_model(self) -> Path:
-        """The default judge, which rewards in every policy arm."""
+        """The default judge, which rewards the policies."""
         made = self.base_judge, self.curated, self.candidates, self.pairs
         return self._made("reward_model", lambda out: fit_reward(self.fitting, *made, out, self.progress, self.taxonomy))
 

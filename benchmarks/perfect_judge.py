@@ -1,6 +1,7 @@
 """A judge that knows the perfect edit, in the fitted one's place: what the training would win if its judge never erred.
 
     make_trainer = partial(PerfectlyJudged, spread(curated, candidates, taxonomy, progress))     # for ops.train_policy.train_policy
+    python -m benchmarks.ablations --arms 'policy/perfect_judge*'
 
 It answers by the measure that the annotator labels with: log(P(Yes) / P(No)) is the difference of the two edits' measures in standard
 deviations of that measure among one condition's candidates. So it is perfect by the annotator's family of measures; the acceptance
@@ -20,11 +21,10 @@ from models.images import to_tensor
 from models.mini.measures import agreement
 from models.records import Condition, read_rows
 from models.taxonomy import Task, Taxonomy
-from ops.label import by_condition, score_candidates, spread_of
+from ops.label import Spread, by_condition, score_candidates, spread_of
 from ops.train_policy import Trainer
 
-Spread = dict[tuple[str, str], float]  # (task, dimension) -> standard deviation
-GRAIN = 1e-3  # ours: deviation of the noise on what is measured: without it the correlation with an even patch has no gradient
+GRAIN = 1e-3  # ours: deviation of the noise on what is measured: without it the gradient of a correlation with an even patch is not finite
 
 
 def spread(curated: Path, candidates: Path, taxonomy: Taxonomy, progress: Progress) -> Spread:
@@ -37,20 +37,20 @@ def spread(curated: Path, candidates: Path, taxonomy: Taxonomy, progress: Progre
 class PerfectlyJudged(Trainer):
     """Trains on the conditions whose perfect edit is known. Views and jitter are nothing to it."""
 
-    def __init__(self, spread: Spread, *arguments: Any):
+    def __init__(self, deviations: Spread, *arguments: Any):
         super().__init__(*arguments)
-        self.spread = spread
+        self.deviations = deviations
         self.conditions = [row for row in self.conditions if f"{row.id}.target" in self.shards]
+        self.tasks = [task for task in self.tasks if any(row.task == task.name for row in self.conditions)]
 
     def log_odds(
         self, task: Task, batch: list[Condition], masks: Tensor, evaluated: Tensor, reference: Tensor, shifts: list[list[int]]
     ) -> Tensor:
-        dimensions, rows = self.rewarded[task.name], []
+        grain, rows = GRAIN * torch.randn(evaluated.shape[1:], generator=torch.Generator().manual_seed(len(self.rows))), []
         for condition, mask, *pair in zip(batch, masks.cpu(), evaluated.cpu(), reference.cpu(), strict=True):
             target = to_tensor(self.shards[f"{condition.id}.target"])
-            grain = GRAIN * torch.randn(target.shape, generator=torch.Generator().manual_seed(len(self.rows)))
-            for name in dimensions:
+            for name in self.rewarded[task.name]:
                 known = self.taxonomy.dimension(name).labelled_by
                 ours, other = (agreement(known, edit + grain, target, mask, condition.truth, condition.prompt) for edit in pair)
-                rows.append((ours - other).float() / self.spread[task.name, name])
+                rows.append((ours - other).float() / self.deviations[task.name, name])
         return torch.stack(rows).view(len(batch), -1).T.to(evaluated.device)

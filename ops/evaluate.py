@@ -137,7 +137,7 @@ def evaluate(
         held_out = [pair for pair in read_rows(pairs / "pairs.jsonl", Pair) if pair.split == config.split]
         judges = {"judge": judge, **({"base": base_judge} if base_judge else {})}
         metrics["judge"] = _judge_accuracy(config, judges, held_out, curated, candidates, out, progress, taxonomy)
-    metrics["sampling"] = config.model_dump(include=set(SamplingConfig.model_fields))
+    metrics["sampling"] = config.sampling()
     write_metrics(out, metrics)
     tested = [job for job in jobs if job.condition.split == config.split]
     _pictures(config, metrics, tested, list(contestants), edits, shards, taxonomy, out)

@@ -128,14 +128,16 @@ def by_condition(candidates: Path) -> dict[str, list[str]]:
 
 
 Scores = dict[tuple[str, str], dict[str, float]]  # (condition, dimension) -> candidate -> measure
+Spread = dict[tuple[str, str], float]  # (task, dimension) -> standard deviation of the measure among one condition's candidates
 
 
 def score_candidates(
     conditions: dict[str, Condition], shown: dict[str, list[str]], curated: Path, candidates: Path, taxonomy: Taxonomy, progress: Progress
 ) -> Scores:
-    """The taxonomy's measure of every edit in `shown` (condition id -> candidates' ids) whose perfect answer is known.
+    """The edits in `shown` (condition id -> candidates' ids) by the measure that the taxonomy names for each dimension of their task.
 
-    Raises BadLabel for a condition that `conditions` does not have.
+    Conditions whose perfect edit is not known, or with a single candidate, are left out. Raises BadLabel for a condition that `conditions`
+    does not have.
     """
     asked, answered = ShardReader(curated), ShardReader(candidates)
     scores: Scores = {}
@@ -158,8 +160,8 @@ def score_candidates(
     return scores
 
 
-def spread_of(conditions: dict[str, Condition], scores: Scores) -> dict[tuple[str, str], float]:
-    """(task, dimension) -> pooled standard deviation among the candidates of one condition.
+def spread_of(conditions: dict[str, Condition], scores: Scores) -> Spread:
+    """Pooled over the conditions of each cell.
 
     Over training conditions where the cell has any: what is sealed must not decide which training labels are ties.
     """
@@ -170,9 +172,7 @@ def spread_of(conditions: dict[str, Condition], scores: Scores) -> dict[tuple[st
     return {cell: float(np.sqrt(np.mean(found[True] or found[False]))) for cell, found in variances.items()}
 
 
-def _judge(
-    config: LabelConfig, condition: Condition, dimension: str, scores: dict[str, float], spread: dict[tuple[str, str], float]
-) -> Preference:
+def _judge(config: LabelConfig, condition: Condition, dimension: str, scores: dict[str, float], spread: Spread) -> Preference:
     """One answer. It is drawn from the condition's id, so it does not depend on which other conditions there are."""
     own = [config.seed, zlib.crc32(config.annotator.encode()), zlib.crc32(condition.id.encode())]
     shown = [

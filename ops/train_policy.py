@@ -69,7 +69,7 @@ def train_policy(
         judge: a reward_model artifact (its metrics say which cells it can judge) or a judge's folder.
         mode: `static` (Algorithm 1) or `ema` (Algorithm 2).
         scratch: holds checkpoints; a run interrupted here goes on from the newest. All processes must see the same folder.
-        make_trainer: called like `Trainer`, in its place.
+        make_trainer: called like `Trainer`, in its place; it needs a `scratch` of its own.
 
     Only the main process writes; the others return an empty dict as soon as training is over.
 

@@ -124,14 +124,13 @@ def edit(
     from assets.settings import resolve
     from assets.sources import ROOT
     from infra.disk import replacing
-    from models.flux_fill.config import SamplingConfig
     from models.taxonomy import Taxonomy
     from ops.edit import EditConfig, check_picture_name
     from ops.edit import edit as edit_picture
     from ops.evaluate import EvaluateConfig
     from pipelines.versions import editor
 
-    measured = resolve(settings, "evaluation", EvaluateConfig).model_dump(include=set(SamplingConfig.model_fields))
+    measured = resolve(settings, "evaluation", EvaluateConfig).sampling()
     config = EditConfig(seed=seed, **measured | ({"steps": steps} if steps else {}))
     taxonomy = Taxonomy.load(ROOT / settings.taxonomy if settings.taxonomy else None)
     check_picture_name(out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pydantic
 
 from models.config import OpConfig
@@ -14,3 +16,7 @@ class SamplingConfig(OpConfig):
     true_cfg: float = pydantic.Field(4.0, ge=1, description="CFG scale; 4.0 in the authors' demos, 1 switches it off.")
     guidance_scale: float = pydantic.Field(1.0, ge=0, description="Distilled guidance; 1.0 in the authors' demos.")
     negative_prompt: str = pydantic.Field("nsfw", description="Negative prompt; the authors' demos use this one.")
+
+    def sampling(self) -> dict[str, Any]:
+        """These fields alone, of whatever configuration holds them."""
+        return self.model_dump(include=set(SamplingConfig.model_fields))

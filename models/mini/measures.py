@@ -1,7 +1,7 @@
 """Ground-truth measures of an edit whose perfect answer is known. Higher is better; perfect is one for letters, else zero.
 
     measure("seam_agreement", image, target, mask, truth, prompt)
-    agreement("seam_agreement", image, target, mask, truth, prompt)  # the same as a tensor, whose gradient leads into the image
+    agreement("seam_agreement", image, target, mask, truth, prompt)  # the same as a tensor
 
 The taxonomy names one per dimension as `labelled_by`. The scripted annotator labels with them, and evaluation asks that they confirm what
 it counts by the acceptance measures (models/mini/acceptance.py).
@@ -159,7 +159,9 @@ MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor, dict[str, Any], str], Tens
 
 
 def agreement(name: str, image: Tensor, target: Tensor, mask: Tensor, truth: dict[str, Any], prompt: str) -> Tensor:
-    """Score `image` against `target` inside `mask` by the named measure: a scalar, which has a gradient where `image` takes one.
+    """Score `image` against `target` inside `mask` by the named measure, as a scalar.
+
+    Its gradient leads into `image`, but for a glyph measure where the scene has no word; on even patches those of letters are not finite.
 
     Args:
         name: a key of `MEASURES`, as the taxonomy's dimension names it.

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.ablation_arms import ARMS
 from benchmarks.ablations import chosen, collect, restore, run
+from benchmarks.perfect_judge import PerfectlyJudged
 from benchmarks.pointwise import PointwiseJudge
 from infra.progress import Progress
 from models.errors import ConfigError
@@ -30,7 +31,9 @@ MEASURED = [
 ]
 
 
-def test_arms_are_measured_once_and_collected(tmp_path: Path) -> None:
+def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, log_odds = [], PerfectlyJudged.log_odds
+    monkeypatch.setattr(PerfectlyJudged, "log_odds", lambda self, *shown: asked.append(self.deviations) or log_odds(self, *shown))
     preset, work = str(write_toy(tmp_path, reward_model={"steps": 2, "max_validation_pairs": 4})), tmp_path / "work"
     said: list[str] = []
     run(preset, [SEED], MEASURED, work, Progress(said.append))
@@ -47,6 +50,7 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path) -> None:
     assert set(map(tuple, rows["policy/only_structure"]["figures"]["rewarded"].values())) == {("structure",)}
     tasks = [[row["task"] for row in rows[f"policy/{name}"]["figures"]["tasks"]] for name in ("static", "only_structure")]
     assert tasks[0] == tasks[1]  # whatever was rewarded, everything is evaluated
+    assert asked and all(set(spread) == set(Taxonomy.load().cells) and min(spread.values()) > 0 for spread in asked)
     page = (tmp_path / "ablations.md").read_text()
     assert all((f"`{arm}`" in page) == (arm in MEASURED) for arm in ARMS) and rows["policy/stop_6_7"]["error"] in page
     assert f"{default['mean_accuracy']:.3f}".removeprefix("0") in page

@@ -8,6 +8,9 @@ import pytest
 import assets
 import ops
 from models.config import OpConfig
+from models.flux_fill.config import SamplingConfig
+from ops.edit import EditConfig
+from ops.evaluate import EvaluateConfig
 
 ORIGINS = ("ours", "paper", "authors")
 
@@ -16,9 +19,11 @@ def _configs() -> list[type[OpConfig]]:
     for package in (ops, assets):
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
-    return sorted(
-        {kind for kind in OpConfig.__subclasses__() if kind.__module__.startswith(("ops.", "assets."))}, key=lambda kind: kind.__name__
-    )
+    found, kinds = set(), [OpConfig]
+    while kinds:
+        found |= {*(below := kinds.pop().__subclasses__())}
+        kinds += below
+    return sorted((kind for kind in found if kind.__module__.startswith(("ops.", "assets.", "models."))), key=lambda kind: kind.__name__)
 
 
 CONFIGS = _configs()
@@ -33,7 +38,7 @@ def test_every_field_names_its_origin(config):
 
 
 def test_every_stage_has_a_configuration():
-    assert len(CONFIGS) >= 11
+    assert len(CONFIGS) >= 16 and {EditConfig, EvaluateConfig, SamplingConfig} <= {*CONFIGS}
 
 
 def test_unknown_keys_and_changes_are_refused():
