@@ -5,7 +5,7 @@ badly it is judged, nothing to keep it from changing what it should not, a singl
 with the preset's guardrails. Another, from before a single view was asked, has 12 scenes a task in place of 32. Those under `with_blind`
 are of another draw and were looked at by measures that need no target too (docs/statistics.md tells the differences); `second_round` is
 `static` of the second round of seed 2 of the bench at commit 0ef9cee, with all its guardrails. Neither that nor `third_draw`, both runs
-once more at 0b6d90b, took part in any choice of measures or thresholds.
+once more at db3e13b, took part in any choice of measures or thresholds.
 """
 
 import gzip
