@@ -256,7 +256,7 @@ class Trainer:
 
         Args:
             masks: [B, 1, H, W]. evaluated, reference: [B, 3, H, W] in [0, 1], as the judge is shown them.
-            shifts: by how many pixels, down and right, each view is moved.
+            shifts: by how many pixels each view is moved, to the left and up.
         """
         first, second = (self.judge.encode(torch.cat([shifted(shown, *by) for by in shifts])) for shown in (evaluated, reference))
         views, log_odds = len(shifts), []  # pictures are encoded once, whatever is asked of them
