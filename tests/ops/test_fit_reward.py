@@ -185,6 +185,25 @@ def test_gradients_of_micro_batches_add_up(base, tmp_path):
         assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
 
 
+def test_jitter_moves_the_pictures_of_a_step_alike_and_those_of_the_validation_never(base, tmp_path, monkeypatch):
+    shown: list[tuple[bool, set[tuple[int, int]]]] = []  # in training?, columns and rows of the masks' left and upper edges
+    encode = Judge.encode
+
+    def spy(judge: Judge, images: torch.Tensor):
+        edges = [(each[0] != each[0, 0, 0]).nonzero().amin(0).tolist() for each in images]
+        shown.append((judge.model.training, {(x, y) for y, x in edges}))
+        return encode(judge, images)
+
+    monkeypatch.setattr(Judge, "encode", spy)
+    fit(base, artifacts(tmp_path), tmp_path / "out", steps=12, eval_every=6, jitter=6)
+    assert {place for training, places in shown if not training for place in places} == {(8, 8)}
+    moved = [places for training, places in shown if training]
+    assert len(moved) == 12 and all(len(places) == 1 for places in moved)  # winners and losers alike
+    columns, rows = zip(*(place for places in moved for place in places), strict=True)
+    for edge in (columns, rows):
+        assert 2 <= min(edge) < 8 < max(edge) <= 14 and len(set(edge)) > 4
+
+
 def test_every_pair_of_two_rounds_weighs_alike(fitted, tmp_path):
     _, start, _ = fitted  # to which pairs differ: those of `before` are labelled at random
     now, before = artifacts(tmp_path / "now", conditions=16), artifacts(tmp_path / "before", conditions=8, swap=1.0)  # 8 pairs and 4
