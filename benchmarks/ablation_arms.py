@@ -7,9 +7,11 @@ To add an arm is to add a line to `ARMS`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +51,31 @@ def only(dimension: str) -> Callable[[Taxonomy], Taxonomy]:
     return restricted
 
 
+UNMOVED = {"jitter": 0}  # of the preset's FitRewardConfig
+
+
+def fitted(world: World, draft: Path) -> Path:
+    """The default judge."""
+    return world.reward_model
+
+
+def fitted_unmoved(world: World, draft: Path) -> Path:
+    """A judge fitted to pictures that lie where they lie."""
+    folder = draft / "unmoved"
+    folder.mkdir()
+    config = world.fitting.model_copy(update=UNMOVED)
+    fit_reward(config, world.base_judge, world.curated, world.candidates, world.pairs, folder, world.progress, world.taxonomy)
+    return folder
+
+
+def unlabelled(world: World, draft: Path) -> Path:
+    """The base judge under the default one's figures, so that it rewards the same cells."""
+    folder = draft / "unlabelled"
+    shutil.copytree(world.base_judge, folder / "model")
+    shutil.copy(world.reward_model / "metrics.json", folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class JudgeArm:
     """A judge fitted to the training pairs and asked about the test pairs."""
@@ -56,6 +83,7 @@ class JudgeArm:
     says: str
     taxonomy: Callable[[Taxonomy], Taxonomy] = shipped
     judge_class: type[Judge] = Judge
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of the preset's FitRewardConfig
     paste_source: bool = True
     source_beside: bool = False  # show source and mask too
     default: bool = False  # the judge that rewards the policies
@@ -67,7 +95,8 @@ class JudgeArm:
             shown = world.base_judge, world.curated, world.candidates
             if self.source_beside:
                 shown = beside_source(world, draft)
-            config = world.fitting.model_copy(update={"paste_source": self.paste_source and not self.source_beside})
+            pasted = {"paste_source": self.paste_source and not self.source_beside}
+            config = world.fitting.model_copy(update={**pasted, **self.changes})
             if self.default:
                 folder = world.reward_model
             else:
@@ -95,13 +124,14 @@ class JudgeArm:
 
 @dataclass(frozen=True)
 class PolicyArm:
-    """A policy trained on the default judge, or on a perfect one, and compared with the base on the test conditions."""
+    """A policy trained on the default judge or on another, and compared with the base on the test conditions."""
 
     says: str
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the preset's TrainPolicyConfig
     taxonomy: Callable[[Taxonomy], Taxonomy] = shipped  # in training; everything is evaluated as always
     mode: str = "static"
     rate: float = 1.0  # times the preset's learning rate
+    judge: Callable[[World, Path], Path] = fitted  # artifact of the one that rewards, made in the folder given; the default one evaluates
     perfect: bool = False  # rewarded by a judge that knows the perfect edit, in the place of the fitted one
 
     def measure(self, world: World) -> dict[str, Any]:
@@ -118,7 +148,7 @@ class PolicyArm:
             trained = train_policy(
                 config,
                 world.base,
-                world.reward_model,
+                self.judge(world, draft),
                 world.curated,
                 policy,
                 world.progress,
@@ -175,6 +205,7 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
         "query wording: text alignment and legibility are asked about without the prompt", worded(prompt_clause="")
     ),
     "judge/source_and_mask": JudgeArm("each edit is shown above its source, in which the mask is tinted", source_beside=True),
+    "judge/unmoved": JudgeArm("fitted to pictures that lie where they lie: no jitter", changes=UNMOVED),
     "judge/not_pasted": JudgeArm("edits are shown as they were sampled, outside the mask too (the paper's way)", paste_source=False),
     "policy/static": PolicyArm("Algorithm 1, as the preset trains it"),
     "policy/ema": PolicyArm("Algorithm 2: the reference follows the policy", mode="ema"),
@@ -192,6 +223,11 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
     "policy/lora_16": PolicyArm(f"LoRA of rank 16, learning rate times {LORA_RATE}", {"lora_rank": 16}, rate=LORA_RATE),
     "policy/temperature_1": PolicyArm("the judge's own temperature, 1", {"temperature": 1.0}),
     "policy/fixed_shares": PolicyArm("tasks take turns by p_k alone, however many comparisons are won", {"difficulty_window": 0}),
+    "policy/unmoved_judge": PolicyArm("rewarded by a judge fitted to pictures that lie where they lie", judge=fitted_unmoved),
+    "policy/base_judge": PolicyArm(
+        "rewarded by the base judge, which no label has taught, in the cells that the default one may reward", judge=unlabelled
+    ),
+    "policy/two_views": PolicyArm("the judge's gradient is the mean over two shifts of each pair instead of four", {"views": 2}),
     "policy/one_view": PolicyArm("the judge sees each pair once, where it lies: no jitter", {"jitter": 0, "views": 1}),
     "policy/equal_weights": PolicyArm("every dimension weighs 1, as in the paper", {"by_shortfall": False}),
     "policy/two_noises": PolicyArm("reference and policy start from two noises, as in the paper", {"same_noise": False}),

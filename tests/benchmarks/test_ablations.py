@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from benchmarks.ablation_arms import ARMS
+from benchmarks.ablation_world import World
 from benchmarks.ablations import chosen, collect, restore, run
 from benchmarks.perfect_judge import PerfectlyJudged
 from benchmarks.pointwise import PointwiseJudge
 from infra.progress import Progress
+from infra.stores.base import directory_digest
 from models.errors import ConfigError
 from models.judge import pair_loss
 from models.taxonomy import Taxonomy
+from ops.train_policy import train_policy
 from tests.models.tiny_judge import save_tiny_judge, tiny_queries
 from tests.pipelines.toy import write_toy
 
@@ -27,14 +30,23 @@ MEASURED = [
     "policy/static",
     "policy/stop_6_7",
     "policy/only_structure",
+    "policy/unmoved_judge",
+    "policy/base_judge",
     "policy/perfect_judge",
 ]
 
 
 def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, log_odds = [], PerfectlyJudged.log_odds
+    judges: list[tuple[Path, str]] = []  # that reward: artifact, digest of the model
+
+    def trained(*shown, **named):
+        judges.append((shown[2], directory_digest(shown[2] / "model")[0]))
+        return train_policy(*shown, **named)
+
+    monkeypatch.setattr("benchmarks.ablation_arms.train_policy", trained)
     monkeypatch.setattr(PerfectlyJudged, "log_odds", lambda self, *shown: asked.append(self.deviations) or log_odds(self, *shown))
-    preset, work = str(write_toy(tmp_path, reward_model={"steps": 2, "max_validation_pairs": 4})), tmp_path / "work"
+    preset, work = str(write_toy(tmp_path, reward_model={"steps": 2, "max_validation_pairs": 4, "jitter": 4})), tmp_path / "work"
     said: list[str] = []
     run(preset, [SEED], MEASURED, work, Progress(said.append))
     (work / str(SEED) / "arms" / "policy" / "ema.draft.json").write_text("")
@@ -50,6 +62,11 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytes
     assert set(map(tuple, rows["policy/only_structure"]["figures"]["rewarded"].values())) == {("structure",)}
     tasks = [[row["task"] for row in rows[f"policy/{name}"]["figures"]["tasks"]] for name in ("static", "only_structure")]
     assert tasks[0] == tasks[1]  # whatever was rewarded, everything is evaluated
+    assert [folder.name for folder, _ in judges[-4:]] == ["reward_model", "unmoved", "unlabelled", "reward_model"]
+    default_judge, unmoved, unlabelled = (digest for _, digest in judges[-4:-1])
+    base_judge = directory_digest(World(work / str(SEED), preset, SEED, Progress()).base_judge)[0]
+    assert len({default_judge, unmoved, unlabelled}) == 3 and unlabelled == base_judge
+    assert all(rows[f"policy/{name}"]["figures"]["n"] > 0 for name in ("unmoved_judge", "base_judge"))
     assert asked and all(set(spread) == set(Taxonomy.load().cells) and min(spread.values()) > 0 for spread in asked)
     page = (tmp_path / "ablations.md").read_text()
     assert all((f"`{arm}`" in page) == (arm in MEASURED) for arm in ARMS) and rows["policy/stop_6_7"]["error"] in page
