@@ -51,23 +51,6 @@ def only(dimension: str) -> Callable[[Taxonomy], Taxonomy]:
     return restricted
 
 
-UNMOVED = {"jitter": 0}  # of the preset's FitRewardConfig
-
-
-def fitted(world: World, draft: Path) -> Path:
-    """The default judge."""
-    return world.reward_model
-
-
-def fitted_unmoved(world: World, draft: Path) -> Path:
-    """A judge fitted to pictures that lie where they lie."""
-    folder = draft / "unmoved"
-    folder.mkdir()
-    config = world.fitting.model_copy(update=UNMOVED)
-    fit_reward(config, world.base_judge, world.curated, world.candidates, world.pairs, folder, world.progress, world.taxonomy)
-    return folder
-
-
 def unlabelled(world: World, draft: Path) -> Path:
     """The base judge under the default one's figures, so that it rewards the same cells."""
     folder = draft / "unlabelled"
@@ -83,10 +66,9 @@ class JudgeArm:
     says: str
     taxonomy: Callable[[Taxonomy], Taxonomy] = shipped
     judge_class: type[Judge] = Judge
-    changes: Mapping[str, Any] = field(default_factory=dict)  # of the preset's FitRewardConfig
     paste_source: bool = True
     source_beside: bool = False  # show source and mask too
-    default: bool = False  # the judge that rewards the policies
+    made: Callable[[World], Path] | None = None  # one that policies are rewarded by too, made once
 
     def measure(self, world: World) -> dict[str, Any]:
         """Accuracy on the test pairs, over all and per cell, order consistency, and accuracy where both are one-step predictions."""
@@ -95,10 +77,9 @@ class JudgeArm:
             shown = world.base_judge, world.curated, world.candidates
             if self.source_beside:
                 shown = beside_source(world, draft)
-            pasted = {"paste_source": self.paste_source and not self.source_beside}
-            config = world.fitting.model_copy(update={**pasted, **self.changes})
-            if self.default:
-                folder = world.reward_model
+            config = world.fitting.model_copy(update={"paste_source": self.paste_source and not self.source_beside})
+            if self.made:
+                folder = self.made(world)
             else:
                 folder = draft / "reward_model"
                 folder.mkdir()
@@ -131,7 +112,7 @@ class PolicyArm:
     taxonomy: Callable[[Taxonomy], Taxonomy] = shipped  # in training; everything is evaluated as always
     mode: str = "static"
     rate: float = 1.0  # times the preset's learning rate
-    judge: Callable[[World, Path], Path] = fitted  # artifact of the one that rewards, made in the folder given; the default one evaluates
+    judge: Callable[[World, Path], Path] = lambda world, draft: world.reward_model  # the one that rewards; the default one evaluates
     perfect: bool = False  # rewarded by a judge that knows the perfect edit, in the place of the fitted one
 
     def measure(self, world: World) -> dict[str, Any]:
@@ -190,7 +171,8 @@ DEFAULTS = {"judge": "judge/default", "policy": "policy/static"}  # what the oth
 
 ARMS: dict[str, JudgeArm | PolicyArm] = {
     "judge/default": JudgeArm(
-        "pairwise and generative, edits pasted into their source, the shipped query, as the preset fits it", default=True
+        "pairwise and generative, edits pasted into their source, the shipped query, as the preset fits it",
+        made=lambda world: world.reward_model,
     ),
     "judge/pointwise": JudgeArm(
         "a Bradley-Terry head: each edit is scored alone by the same answer head, log P(Yes) / P(No) against an even grey picture, and the "
@@ -205,7 +187,7 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
         "query wording: text alignment and legibility are asked about without the prompt", worded(prompt_clause="")
     ),
     "judge/source_and_mask": JudgeArm("each edit is shown above its source, in which the mask is tinted", source_beside=True),
-    "judge/unmoved": JudgeArm("fitted to pictures that lie where they lie: no jitter", changes=UNMOVED),
+    "judge/unmoved": JudgeArm("fitted to pictures that lie where they lie: no jitter", made=lambda world: world.unmoved_reward_model),
     "judge/not_pasted": JudgeArm("edits are shown as they were sampled, outside the mask too (the paper's way)", paste_source=False),
     "policy/static": PolicyArm("Algorithm 1, as the preset trains it"),
     "policy/ema": PolicyArm("Algorithm 2: the reference follows the policy", mode="ema"),
@@ -223,7 +205,9 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
     "policy/lora_16": PolicyArm(f"LoRA of rank 16, learning rate times {LORA_RATE}", {"lora_rank": 16}, rate=LORA_RATE),
     "policy/temperature_1": PolicyArm("the judge's own temperature, 1", {"temperature": 1.0}),
     "policy/fixed_shares": PolicyArm("tasks take turns by p_k alone, however many comparisons are won", {"difficulty_window": 0}),
-    "policy/unmoved_judge": PolicyArm("rewarded by a judge fitted to pictures that lie where they lie", judge=fitted_unmoved),
+    "policy/unmoved_judge": PolicyArm(
+        "rewarded by a judge fitted to pictures that lie where they lie", judge=lambda world, draft: world.unmoved_reward_model
+    ),
     "policy/base_judge": PolicyArm(
         "rewarded by the base judge, which no label has taught, in the cells that the default one may reward", judge=unlabelled
     ),

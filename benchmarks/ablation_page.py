@@ -37,8 +37,8 @@ the share of pairs whose two orders name one picture; a pointwise judge has no o
 POLICIES = """\
 Win rate over the base from the same noise, ties half, by the acceptance measures on the sealed split's scenes; mean over tasks of means
 over dimensions, with 95% intervals drawn over scenes for each seed. Beside it the same by the measures the annotator ranks with and by the
-seed's `judge/default`. n counts edits over all seeds. All arms but those that name another judge are rewarded by that one, in the cells it
-can judge."""
+seed's `judge/default`. n counts edits over all seeds. All arms but those that name another judge are rewarded by `judge/default`,
+in the cells it can judge."""
 
 
 def write_page(record: dict[str, Any], page: Path) -> None:

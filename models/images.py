@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from models.errors import ConfigError
+
 
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB picture as float32 [3, H, W] in [0, 1]."""
@@ -29,8 +31,13 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def shifted(images: Tensor, dx: int, dy: int) -> Tensor:
-    """Pictures [B, 3, H, W] moved `dx` pixels to the left and `dy` up; what comes in at the border mirrors what is beside it."""
+    """Pictures [B, 3, H, W] moved `dx` pixels to the left and `dy` up; what comes in at the border mirrors what is beside it.
+
+    Raises ConfigError where a picture is no larger than that.
+    """
     reach, (height, width) = max(abs(dx), abs(dy)), images.shape[-2:]
+    if reach >= min(height, width):
+        raise ConfigError(f"Pictures of {width} x {height} pixels cannot be moved by {reach}.", "Lower `jitter`.")
     return pad(images, (reach,) * 4, mode="reflect")[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
 
 

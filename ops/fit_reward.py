@@ -82,7 +82,7 @@ class FitRewardConfig(OpConfig):
         "float32", description="Type of the weights (ours); bfloat16 is meant for LoRA: full training at 1e-6 is lost in its rounding."
     )
     gradient_checkpointing: bool = pydantic.Field(False, description="Trade time for memory; for full-size judges (ours).")
-    seed: int = pydantic.Field(0, ge=0, description="Seed of the order of pairs and of LoRA's initial weights (ours).")
+    seed: int = pydantic.Field(0, ge=0, description="Seed of the order of pairs, of the moves and of LoRA's initial weights (ours).")
 
 
 def fit_reward(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import ablation_arms, ablation_world
 from benchmarks.ablation_arms import ARMS
 from benchmarks.ablation_world import World
 from benchmarks.ablations import chosen, collect, restore, run
@@ -18,7 +19,6 @@ from infra.stores.base import directory_digest
 from models.errors import ConfigError
 from models.judge import pair_loss
 from models.taxonomy import Taxonomy
-from ops.train_policy import train_policy
 from tests.models.tiny_judge import save_tiny_judge, tiny_queries
 from tests.pipelines.toy import write_toy
 
@@ -27,6 +27,7 @@ MEASURED = [
     "judge/default",
     "judge/pointwise",
     "judge/source_and_mask",
+    "judge/unmoved",
     "policy/static",
     "policy/stop_6_7",
     "policy/only_structure",
@@ -38,13 +39,23 @@ MEASURED = [
 
 def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, log_odds = [], PerfectlyJudged.log_odds
-    judges: list[tuple[Path, str]] = []  # that reward: artifact, digest of the model
+    rewarding: list[tuple[str, str]] = []  # judges' folders and the digests of their models
+    evaluating, jitters = set(), {}  # names of judges' folders; by folder how it was fitted
 
-    def trained(*shown, **named):
-        judges.append((shown[2], directory_digest(shown[2] / "model")[0]))
-        return train_policy(*shown, **named)
+    def spy(name, noted):
+        real = getattr(ablation_arms, name)
 
-    monkeypatch.setattr("benchmarks.ablation_arms.train_policy", trained)
+        def noting(*shown, **named):
+            noted(shown)
+            return real(*shown, **named)
+
+        for module in (ablation_arms, ablation_world):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, noting)
+
+    spy("train_policy", lambda shown: rewarding.append((shown[2].name, directory_digest(shown[2] / "model")[0])))
+    spy("evaluate", lambda shown: evaluating.add(shown[3].name))
+    spy("fit_reward", lambda shown: jitters.setdefault(shown[5].name, []).append(shown[0].jitter))
     monkeypatch.setattr(PerfectlyJudged, "log_odds", lambda self, *shown: asked.append(self.deviations) or log_odds(self, *shown))
     preset, work = str(write_toy(tmp_path, reward_model={"steps": 2, "max_validation_pairs": 4, "jitter": 4})), tmp_path / "work"
     said: list[str] = []
@@ -62,10 +73,9 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytes
     assert set(map(tuple, rows["policy/only_structure"]["figures"]["rewarded"].values())) == {("structure",)}
     tasks = [[row["task"] for row in rows[f"policy/{name}"]["figures"]["tasks"]] for name in ("static", "only_structure")]
     assert tasks[0] == tasks[1]  # whatever was rewarded, everything is evaluated
-    assert [folder.name for folder, _ in judges[-4:]] == ["reward_model", "unmoved", "unlabelled", "reward_model"]
-    default_judge, unmoved, unlabelled = (digest for _, digest in judges[-4:-1])
-    base_judge = directory_digest(World(work / str(SEED), preset, SEED, Progress()).base_judge)[0]
-    assert len({default_judge, unmoved, unlabelled}) == 3 and unlabelled == base_judge
+    assert [name for name, _ in rewarding[-4:]] == ["reward_model", "unmoved", "unlabelled", "reward_model"]
+    assert dict(rewarding)["unlabelled"] == directory_digest(World(work / str(SEED), preset, SEED, Progress()).base_judge)[0]
+    assert evaluating == {"reward_model"} and jitters["unmoved"] == [0] and set(jitters["reward_model"]) == {4}
     assert all(rows[f"policy/{name}"]["figures"]["n"] > 0 for name in ("unmoved_judge", "base_judge"))
     assert asked and all(set(spread) == set(Taxonomy.load().cells) and min(spread.values()) > 0 for spread in asked)
     page = (tmp_path / "ablations.md").read_text()
