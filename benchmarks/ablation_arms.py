@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,14 +50,6 @@ def only(dimension: str) -> Callable[[Taxonomy], Taxonomy]:
     return restricted
 
 
-def unlabelled(world: World, draft: Path) -> Path:
-    """The base judge under the default one's figures, so that it rewards the same cells."""
-    folder = draft / "unlabelled"
-    shutil.copytree(world.base_judge, folder / "model")
-    shutil.copy(world.reward_model / "metrics.json", folder)
-    return folder
-
-
 @dataclass(frozen=True)
 class JudgeArm:
     """A judge fitted to the training pairs and asked about the test pairs."""
@@ -68,7 +59,7 @@ class JudgeArm:
     judge_class: type[Judge] = Judge
     paste_source: bool = True
     source_beside: bool = False  # show source and mask too
-    made: Callable[[World], Path] | None = None  # one that policies are rewarded by too, made once
+    default: bool = False  # the judge that rewards the policies
 
     def measure(self, world: World) -> dict[str, Any]:
         """Accuracy on the test pairs, over all and per cell, order consistency, and accuracy where both are one-step predictions."""
@@ -78,8 +69,8 @@ class JudgeArm:
             if self.source_beside:
                 shown = beside_source(world, draft)
             config = world.fitting.model_copy(update={"paste_source": self.paste_source and not self.source_beside})
-            if self.made:
-                folder = self.made(world)
+            if self.default:
+                folder = world.reward_model
             else:
                 folder = draft / "reward_model"
                 folder.mkdir()
@@ -112,7 +103,7 @@ class PolicyArm:
     taxonomy: Callable[[Taxonomy], Taxonomy] = shipped  # in training; everything is evaluated as always
     mode: str = "static"
     rate: float = 1.0  # times the preset's learning rate
-    judge: Callable[[World, Path], Path] = lambda world, draft: world.reward_model  # the one that rewards; the default one evaluates
+    unlabelled: bool = False  # rewarded by the base judge, in the cells that the fitted one may reward
     perfect: bool = False  # rewarded by a judge that knows the perfect edit, in the place of the fitted one
 
     def measure(self, world: World) -> dict[str, Any]:
@@ -123,13 +114,16 @@ class PolicyArm:
         if self.perfect:
             make_trainer = partial(PerfectlyJudged, spread(world.curated, world.candidates, world.taxonomy, world.progress))
         with world.draft() as draft:
-            policy, scratch, edits = (draft / name for name in ("policy", "scratch", "evaluation"))
-            for folder in (policy, scratch, edits):
+            policy, scratch, edits, judge = (draft / name for name in ("policy", "scratch", "evaluation", "unlabelled"))
+            for folder in (policy, scratch, edits, judge):
                 folder.mkdir()
+            if self.unlabelled:
+                shutil.copytree(world.base_judge, judge / "model")
+                shutil.copy(world.reward_model / "metrics.json", judge)  # by which the cells are chosen
             trained = train_policy(
                 config,
                 world.base,
-                self.judge(world, draft),
+                judge if self.unlabelled else world.reward_model,
                 world.curated,
                 policy,
                 world.progress,
@@ -171,8 +165,7 @@ DEFAULTS = {"judge": "judge/default", "policy": "policy/static"}  # what the oth
 
 ARMS: dict[str, JudgeArm | PolicyArm] = {
     "judge/default": JudgeArm(
-        "pairwise and generative, edits pasted into their source, the shipped query, as the preset fits it",
-        made=lambda world: world.reward_model,
+        "pairwise and generative, edits pasted into their source, the shipped query, as the preset fits it", default=True
     ),
     "judge/pointwise": JudgeArm(
         "a Bradley-Terry head: each edit is scored alone by the same answer head, log P(Yes) / P(No) against an even grey picture, and the "
@@ -187,7 +180,6 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
         "query wording: text alignment and legibility are asked about without the prompt", worded(prompt_clause="")
     ),
     "judge/source_and_mask": JudgeArm("each edit is shown above its source, in which the mask is tinted", source_beside=True),
-    "judge/unmoved": JudgeArm("fitted to pictures that lie where they lie: no jitter", made=lambda world: world.unmoved_reward_model),
     "judge/not_pasted": JudgeArm("edits are shown as they were sampled, outside the mask too (the paper's way)", paste_source=False),
     "policy/static": PolicyArm("Algorithm 1, as the preset trains it"),
     "policy/ema": PolicyArm("Algorithm 2: the reference follows the policy", mode="ema"),
@@ -205,16 +197,12 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
     "policy/lora_16": PolicyArm(f"LoRA of rank 16, learning rate times {LORA_RATE}", {"lora_rank": 16}, rate=LORA_RATE),
     "policy/temperature_1": PolicyArm("the judge's own temperature, 1", {"temperature": 1.0}),
     "policy/fixed_shares": PolicyArm("tasks take turns by p_k alone, however many comparisons are won", {"difficulty_window": 0}),
-    "policy/unmoved_judge": PolicyArm(
-        "rewarded by a judge fitted to pictures that lie where they lie", judge=lambda world, draft: world.unmoved_reward_model
-    ),
-    "policy/base_judge": PolicyArm(
-        "rewarded by the base judge, which no label has taught, in the cells that the default one may reward", judge=unlabelled
-    ),
-    "policy/two_views": PolicyArm("the judge's gradient is the mean over two shifts of each pair instead of four", {"views": 2}),
     "policy/one_view": PolicyArm("the judge sees each pair once, where it lies: no jitter", {"jitter": 0, "views": 1}),
     "policy/equal_weights": PolicyArm("every dimension weighs 1, as in the paper", {"by_shortfall": False}),
     "policy/two_noises": PolicyArm("reference and policy start from two noises, as in the paper", {"same_noise": False}),
+    "policy/base_judge": PolicyArm(
+        "rewarded by the base judge, which no label has taught, in the cells that the fitted one may reward", unlabelled=True
+    ),
     "policy/perfect_judge": PolicyArm(
         "rewarded in every cell by a judge that knows the perfect edit and answers by the annotator's own measures "
         "(benchmarks/perfect_judge.py), at cap 0.9, temperature 1 and one view; no photographs, of which no perfect edit is known",

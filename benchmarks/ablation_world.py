@@ -119,12 +119,6 @@ class World:
         made = self.base_judge, self.curated, self.candidates, self.pairs
         return self._made("reward_model", lambda out: fit_reward(self.fitting, *made, out, self.progress, self.taxonomy))
 
-    @cached_property
-    def unmoved_reward_model(self) -> Path:
-        """A judge fitted to pictures that lie where they lie."""
-        config, made = self.fitting.model_copy(update={"jitter": 0}), (self.base_judge, self.curated, self.candidates, self.pairs)
-        return self._made("unmoved", lambda out: fit_reward(config, *made, out, self.progress, self.taxonomy))
-
 
 def beside_source(world: World, out: Path) -> tuple[Path, Path, Path]:
     """Base judge, curated data and candidates in which every edit stands above its source, what was to be made tinted there.

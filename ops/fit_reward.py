@@ -67,12 +67,6 @@ class FitRewardConfig(OpConfig):
         "without one, where no target is known, only seams, lettering and remainders can show that its judge is hacked (ours).",
     )
     paste_source: bool = pydantic.Field(True, description="Show candidates pasted into the source image outside the mask (ours).")
-    jitter: int = pydantic.Field(
-        0,
-        ge=0,
-        description="Every step moves its pictures at random by up to so many pixels, so that the judge does not hang on one grid of "
-        "patches, nor its gradient (ours).",
-    )
     start: str = pydantic.Field(
         "base",
         description="Release on which the round goes on, named by a stage such as `production` or by its digest: the base judge is fitted "
@@ -82,7 +76,7 @@ class FitRewardConfig(OpConfig):
         "float32", description="Type of the weights (ours); bfloat16 is meant for LoRA: full training at 1e-6 is lost in its rounding."
     )
     gradient_checkpointing: bool = pydantic.Field(False, description="Trade time for memory; for full-size judges (ours).")
-    seed: int = pydantic.Field(0, ge=0, description="Seed of the order of pairs, of the moves and of LoRA's initial weights (ours).")
+    seed: int = pydantic.Field(0, ge=0, description="Seed of the order of pairs and of LoRA's initial weights (ours).")
 
 
 def fit_reward(
@@ -229,7 +223,6 @@ class _Fit:
         self.curve: list[dict[str, Any]] = []
         self.best = (-1.0, 0.0)  # accuracy, then minus loss: on few pairs ties in accuracy are frequent
         self.best_step = self.step = 0
-        self.shifts = torch.Generator().manual_seed(config.seed)
         self.adapted: peft.PeftModel | None = None
         if config.lora_rank:
             torch.manual_seed(config.seed)
@@ -273,14 +266,13 @@ class _Fit:
 
     def _gradient(self, batch: Sequence[Shown]) -> float:
         """Add up the gradient of the mean loss over the batch; returns that loss."""
-        size, jitter = self.config.micro_batch or len(batch), self.config.jitter
-        dx, dy = torch.randint(-jitter, jitter + 1, (2,), generator=self.shifts).tolist()
+        size = self.config.micro_batch or len(batch)
         total = 0.0
         for images in dict.fromkeys(images for images, _ in batch):  # one round after the other
             pairs = [pair for place, pair in batch if place is images]
             for start in range(0, len(pairs), size):
                 part = pairs[start : start + size]
-                loss = pair_loss(*both_orders(self.judge, self.taxonomy, images, part, (dx, dy))) * (len(part) / len(batch))
+                loss = pair_loss(*both_orders(self.judge, self.taxonomy, images, part)) * (len(part) / len(batch))
                 loss.backward()
                 total += loss.item()
         return total

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from infra.progress import Progress
 from models.errors import BadImage, BadManifest
-from models.images import paste, shifted, to_mask, to_tensor
+from models.images import paste, to_mask, to_tensor
 from models.judge import Judge
 from models.records import Condition, Pair, read_rows
 from models.shards import ShardReader
@@ -64,27 +64,25 @@ class PairImages:
         return (image * 255).round().to(torch.uint8)
 
 
-def both_orders(
-    judge: Judge, taxonomy: Taxonomy, images: PairImages, pairs: Sequence[Pair], shift: tuple[int, int] = (0, 0)
-) -> tuple[Tensor, Tensor]:
+def both_orders(judge: Judge, taxonomy: Taxonomy, images: PairImages, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     """Log-odds of "the first is better" with the winner first and with the loser first, [B] each; gradients flow into the judge.
 
-    Pairs may differ in image size: each size is one forward pass. `shift`: by how many pixels all pictures are moved, to the left and up.
+    Pairs may differ in image size: each size is one forward pass.
     """
     sizes: dict[torch.Size, list[int]] = {}
     for row, pair in enumerate(pairs):
         sizes.setdefault(images(pair, pair.winner).shape, []).append(row)
-    odds = torch.cat([_one_size(judge, taxonomy, images, [pairs[row] for row in rows], shift) for rows in sizes.values()], dim=1)  # [2, B]
+    odds = torch.cat([_one_size(judge, taxonomy, images, [pairs[row] for row in rows]) for rows in sizes.values()], dim=1)  # [2, B]
     back = torch.tensor([row for rows in sizes.values() for row in rows]).argsort()
     winner_first, loser_first = odds[:, back.to(odds.device)]
     return winner_first, loser_first
 
 
-def _one_size(judge: Judge, taxonomy: Taxonomy, images: PairImages, pairs: Sequence[Pair], shift: tuple[int, int]) -> Tensor:
+def _one_size(judge: Judge, taxonomy: Taxonomy, images: PairImages, pairs: Sequence[Pair]) -> Tensor:
     """`both_orders` of pairs of one image size: [2, B]. A picture that is in several pairs is encoded once."""
     pictures = {candidate: images(pair, candidate) for pair in pairs for candidate in (pair.winner, pair.loser)}
     at = {candidate: row for row, candidate in enumerate(pictures)}
-    seen = judge.encode(shifted(torch.stack(list(pictures.values())), *shift))
+    seen = judge.encode(torch.stack(list(pictures.values())))
     winners, losers = seen[[at[pair.winner] for pair in pairs]], seen[[at[pair.loser] for pair in pairs]]
     queries = [taxonomy.query(pair.task, pair.dimension, pair.prompt) for pair in pairs]
     return judge.compare(winners.join(losers), losers.join(winners), queries * 2).view(2, len(pairs))

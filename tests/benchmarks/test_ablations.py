@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ablation_arms, ablation_world
+from benchmarks import ablation_arms
 from benchmarks.ablation_arms import ARMS
 from benchmarks.ablation_world import World
 from benchmarks.ablations import chosen, collect, restore, run
@@ -27,37 +27,27 @@ MEASURED = [
     "judge/default",
     "judge/pointwise",
     "judge/source_and_mask",
-    "judge/unmoved",
     "policy/static",
     "policy/stop_6_7",
     "policy/only_structure",
-    "policy/unmoved_judge",
     "policy/base_judge",
     "policy/perfect_judge",
 ]
 
 
 def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewarding, evaluating = {}, set()  # judges: by folder the digest of the model
+    train, evaluate = ablation_arms.train_policy, ablation_arms.evaluate
+
+    def trained(*shown):
+        rewarding[shown[2].name] = directory_digest(shown[2] / "model")[0]
+        return train(*shown)
+
+    monkeypatch.setattr(ablation_arms, "train_policy", trained)
+    monkeypatch.setattr(ablation_arms, "evaluate", lambda *shown, **named: evaluating.add(shown[3].name) or evaluate(*shown, **named))
     asked, log_odds = [], PerfectlyJudged.log_odds
-    rewarding: list[tuple[str, str]] = []  # judges' folders and the digests of their models
-    evaluating, jitters = set(), {}  # names of judges' folders; by folder how it was fitted
-
-    def spy(name, noted):
-        real = getattr(ablation_arms, name)
-
-        def noting(*shown, **named):
-            noted(shown)
-            return real(*shown, **named)
-
-        for module in (ablation_arms, ablation_world):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, noting)
-
-    spy("train_policy", lambda shown: rewarding.append((shown[2].name, directory_digest(shown[2] / "model")[0])))
-    spy("evaluate", lambda shown: evaluating.add(shown[3].name))
-    spy("fit_reward", lambda shown: jitters.setdefault(shown[5].name, []).append(shown[0].jitter))
     monkeypatch.setattr(PerfectlyJudged, "log_odds", lambda self, *shown: asked.append(self.deviations) or log_odds(self, *shown))
-    preset, work = str(write_toy(tmp_path, reward_model={"steps": 2, "max_validation_pairs": 4, "jitter": 4})), tmp_path / "work"
+    preset, work = str(write_toy(tmp_path, reward_model={"steps": 2, "max_validation_pairs": 4})), tmp_path / "work"
     said: list[str] = []
     run(preset, [SEED], MEASURED, work, Progress(said.append))
     (work / str(SEED) / "arms" / "policy" / "ema.draft.json").write_text("")
@@ -73,10 +63,9 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytes
     assert set(map(tuple, rows["policy/only_structure"]["figures"]["rewarded"].values())) == {("structure",)}
     tasks = [[row["task"] for row in rows[f"policy/{name}"]["figures"]["tasks"]] for name in ("static", "only_structure")]
     assert tasks[0] == tasks[1]  # whatever was rewarded, everything is evaluated
-    assert [name for name, _ in rewarding[-4:]] == ["reward_model", "unmoved", "unlabelled", "reward_model"]
-    assert dict(rewarding)["unlabelled"] == directory_digest(World(work / str(SEED), preset, SEED, Progress()).base_judge)[0]
-    assert evaluating == {"reward_model"} and jitters["unmoved"] == [0] and set(jitters["reward_model"]) == {4}
-    assert all(rows[f"policy/{name}"]["figures"]["n"] > 0 for name in ("unmoved_judge", "base_judge"))
+    assert rewarding["unlabelled"] == directory_digest(World(work / str(SEED), preset, SEED, Progress()).base_judge)[0]
+    assert rewarding.keys() == {"unlabelled", "reward_model"} and evaluating == {"reward_model"}
+    assert rows["policy/base_judge"]["figures"]["rewarded"] == rows["policy/static"]["figures"]["rewarded"]
     assert asked and all(set(spread) == set(Taxonomy.load().cells) and min(spread.values()) > 0 for spread in asked)
     page = (tmp_path / "ablations.md").read_text()
     assert all((f"`{arm}`" in page) == (arm in MEASURED) for arm in ARMS) and rows["policy/stop_6_7"]["error"] in page

@@ -10,7 +10,7 @@ from PIL import Image
 
 from infra.progress import Progress
 from infra.stores.base import directory_digest
-from models.errors import BadImage, BadManifest, BrokenWeights, ConfigError, NotEnoughData
+from models.errors import BadImage, BadManifest, BrokenWeights, NotEnoughData
 from models.judge import Judge, pair_loss
 from models.records import Condition, Pair, write_rows
 from models.shards import ShardWriter
@@ -183,29 +183,6 @@ def test_gradients_of_micro_batches_add_up(base, tmp_path):
     whole, parts = (lines(tmp_path / name / "curve.jsonl") for name in ("whole", "parts"))
     for a, b in zip(whole, parts, strict=True):
         assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
-
-
-def test_jitter_moves_the_pictures_of_a_step_alike_and_those_of_the_validation_never(base, tmp_path, monkeypatch):
-    shown: list[tuple[bool, set[tuple[int, int]]]] = []  # in training?, columns and rows of the masks' left and upper edges
-    encode = Judge.encode
-
-    def spy(judge: Judge, images: torch.Tensor):
-        edges = [(each[0] != each[0, 0, 0]).nonzero().amin(0).tolist() for each in images]
-        shown.append((judge.model.training, {(x, y) for y, x in edges}))
-        return encode(judge, images)
-
-    monkeypatch.setattr(Judge, "encode", spy)
-    folders = artifacts(tmp_path)
-    fit(base, folders, tmp_path / "out", steps=12, eval_every=6, jitter=6, micro_batch=4)
-    assert {place for training, places in shown if not training for place in places} == {(8, 8)}
-    moved = [places for training, places in shown if training]
-    assert len(moved) == 24 and all(len(places) == 1 for places in moved) and moved[::2] == moved[1::2]  # winners, losers, micro-batches
-    columns, rows = zip(*(place for places in moved for place in places), strict=True)
-    for edge in (columns, rows):
-        assert 2 <= min(edge) < 8 < max(edge) <= 14 and len(set(edge)) > 4
-    assert len({x - y for x, y in zip(columns, rows, strict=True)}) > 4
-    with pytest.raises(ConfigError, match="64 x 64 pixels cannot be moved by"):
-        fit(base, folders, tmp_path / "far", steps=50, jitter=200)
 
 
 def test_every_pair_of_two_rounds_weighs_alike(fitted, tmp_path):
