@@ -39,6 +39,7 @@ MASK_SUFFIX = ".mask.png"
 SHEET_ROWS, SHEET_COLUMNS = 3, 10  # of each kind, in the picture
 LISTED = 20  # rejected rows in the metrics, of all that rejected.jsonl holds
 SEED_SIZE = 64  # seed data has no size of its own to keep
+SCENES_PER_SEED = 1_000_000  # before two seeds meet
 
 
 class SourceConfig(OpConfig):
@@ -50,10 +51,19 @@ class SourceConfig(OpConfig):
     )
     min_size: int = pydantic.Field(32, ge=1, description="A picture with a shorter side is refused, px (ours).")
     n_scenes: int = pydantic.Field(400, ge=0, description="Procedural scenes in the seed data (ours).")
+    first_scene: int = pydantic.Field(
+        0, ge=0, description="Number of the first of them: a further round has scenes that no round before it has seen (ours)."
+    )
     crops_per_photo: int = pydantic.Field(16, ge=0, description="Crops of each real photograph in the seed data (ours).")
     seed: int = pydantic.Field(
         0, ge=0, lt=10, description="Seed of scenes and crops; beyond 9 begin the scenes that the mini base has learned from (ours)."
     )
+
+    @pydantic.model_validator(mode="after")
+    def _before_the_next_seed(self) -> SourceConfig:
+        if self.first_scene + self.n_scenes > SCENES_PER_SEED:
+            raise ValueError(f"first_scene {self.first_scene} and n_scenes {self.n_scenes} go beyond a seed's {SCENES_PER_SEED:,} scenes")
+        return self
 
 
 class _Line(pydantic.BaseModel):
@@ -165,8 +175,8 @@ def _items(config: SourceConfig, taxonomy: Taxonomy) -> tuple[Iterator[_Taken | 
 
 def _seed_items(config: SourceConfig) -> Iterator[_Taken]:
     size = config.size or SEED_SIZE
-    for index in range(config.n_scenes):
-        scene = render_scene(config.seed * 1_000_000 + index, size)  # a million before two seeds meet
+    for index in range(config.first_scene, config.first_scene + config.n_scenes):
+        scene = render_scene(config.seed * SCENES_PER_SEED + index, size)
         name = f"scene-{index:06d}"
         row = Source(
             id=name, kind="scene", caption=scene.caption, words=scene.words, licence="generated", truth={**scene.truth, "origin": name}

@@ -154,6 +154,17 @@ def test_a_path_that_is_no_source(tmp_path, name):
         take(tmp_path, tmp_path / name)
 
 
+def test_scenes_go_on_where_an_earlier_round_ended(tmp_path):
+    pools = []
+    for name, values in {"all": {"n_scenes": 6}, "later": {"n_scenes": 2, "first_scene": 4}}.items():
+        (tmp_path / name).mkdir()
+        rows, _, shards, _ = take(tmp_path / name, "", crops_per_photo=0, **values)
+        pools.append({row.truth["origin"]: shards[f"{row.id}.image"].tobytes() for row in rows})
+    assert len(pools[0]) == 6 and pools[1].items() <= pools[0].items() and set(pools[1]) == {"scene-000004", "scene-000005"}
+    with pytest.raises(ValueError, match="go beyond a seed's 1,000,000 scenes"):
+        SourceConfig(n_scenes=10, first_scene=999_995)
+
+
 def test_seed_data_is_the_same_every_time(tmp_path):
     digests = []
     for run in ("1", "2"):

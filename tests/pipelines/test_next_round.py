@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from infra.data import weights_digest
 from infra.workspace import Workspace
-from models.records import Candidate, read_rows
+from models.records import Candidate, Condition, read_rows
 from ops.fit_reward import fit_reward
 from ops.folders import read_metrics
 from ops.lineage import trained_with
@@ -63,7 +63,9 @@ def test_a_round_goes_on_from_production_and_replaces_it_only_when_not_below(
     assert code == 0 and "promoted: release v2" in out and "reused evaluation v2" in out, out + err
     made = {name: store.versions(name)[-1] for name in ("candidates", "reward_model", "policy-static", "policy-ema", "evaluation")}
     assert all(version.number == 2 and first in version.parents for version in made.values())
-    assert store.versions("curated_dataset")[-1].number == 1
+    rounds = [read_rows(store.get(version.ref) / "conditions.jsonl", Condition) for version in store.versions("curated_dataset")]
+    (seen, photos), (now, again) = ([{row.origin for row in rows if row.kind == kind} for kind in ("scene", "photo")] for rows in rounds)
+    assert seen and now and not seen & now and again <= photos  # the sealed scenes are new, and so are all others
 
     pipeline = store.get(first) / "model"
     rows = read_rows(store.get(made["candidates"].ref) / "candidates.jsonl", Candidate)
