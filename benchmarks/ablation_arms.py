@@ -114,16 +114,18 @@ class PolicyArm:
         if self.perfect:
             make_trainer = partial(PerfectlyJudged, spread(world.curated, world.candidates, world.taxonomy, world.progress))
         with world.draft() as draft:
-            policy, scratch, edits, judge = (draft / name for name in ("policy", "scratch", "evaluation", "unlabelled"))
-            for folder in (policy, scratch, edits, judge):
+            policy, scratch, edits = (draft / name for name in ("policy", "scratch", "evaluation"))
+            for folder in (policy, scratch, edits):
                 folder.mkdir()
+            judge = world.reward_model
             if self.unlabelled:
+                judge = draft / "unlabelled"
                 shutil.copytree(world.base_judge, judge / "model")
                 shutil.copy(world.reward_model / "metrics.json", judge)  # by which the cells are chosen
             trained = train_policy(
                 config,
                 world.base,
-                judge if self.unlabelled else world.reward_model,
+                judge,
                 world.curated,
                 policy,
                 world.progress,

@@ -16,7 +16,7 @@ from assets.settings import Settings
 from assets.source_images import source_images
 from infra.stores.base import ArtifactStore
 from models.errors import UnknownVersion
-from ops.lineage import RELEASE, trained_with
+from ops.lineage import RELEASE, parent, trained_with
 
 STARTS = {candidates.name: "policy", reward_model.name: "start", policy.name: "start"}  # stage -> the field that names a release
 
@@ -24,8 +24,8 @@ STARTS = {candidates.name: "policy", reward_model.name: "start", policy.name: "s
 def next_round(settings: Settings, store: ArtifactStore) -> Settings:
     """The preset's settings for a round that goes on from production, on the splits that production was trained on.
 
-    Of seed data the scenes are others than production's and those of the rounds before it, so that the sealed ones are opened for the
-    first time; photographs and a user's pictures stay where they were.
+    Of seed data the scenes are others than production's and those of the rounds before it, so that none of them has opened the sealed
+    ones; a round that was refused and is tried again has the same. Photographs and a user's pictures stay where they were.
 
     Raises UnknownVersion where no release is in production.
     """
@@ -37,8 +37,9 @@ def next_round(settings: Settings, store: ArtifactStore) -> Settings:
     seen = store.version(trained_with(store, release, curated_dataset.name).digest)
     changed = {name: {field: PRODUCTION} for name, field in STARTS.items()}
     changed[curated_dataset.name] = {"rotation": seen.config["rotation"]}  # the schedule may have turned it since the preset was written
-    if not settings.stages.get(source_images.name, {}).get("path"):
-        pool = next(store.version(ref.digest).config for ref in seen.parents if ref.name == source_images.name)
+    sources = parent(store, seen.ref, source_images.name)
+    if sources and not settings.stages.get(source_images.name, {}).get("path"):
+        pool = store.version(sources.digest).config
         changed[source_images.name] = {"first_scene": pool.get("first_scene", 0) + pool["n_scenes"]}
     sections = {name: {**settings.stages.get(name, {}), **values} for name, values in changed.items()}
     return settings.model_copy(update={"stages": {**settings.stages, **sections}})

@@ -65,7 +65,7 @@ def test_a_round_goes_on_from_production_and_replaces_it_only_when_not_below(
     assert all(version.number == 2 and first in version.parents for version in made.values())
     rounds = [read_rows(store.get(version.ref) / "conditions.jsonl", Condition) for version in store.versions("curated_dataset")]
     (seen, photos), (now, again) = ([{row.origin for row in rows if row.kind == kind} for kind in ("scene", "photo")] for rows in rounds)
-    assert seen and now and not seen & now and again <= photos  # the sealed scenes are new, and so are all others
+    assert seen and now and not seen & now and again and again <= photos  # the sealed scenes are new, and so are all others
 
     pipeline = store.get(first) / "model"
     rows = read_rows(store.get(made["candidates"].ref) / "candidates.jsonl", Candidate)
@@ -94,4 +94,9 @@ def test_a_round_goes_on_from_production_and_replaces_it_only_when_not_below(
 @pytest.mark.chain
 def test_a_round_keeps_the_splits_that_production_was_trained_on(finished: Finished, toy: Callable[..., Path]) -> None:
     turned = load_settings(str(toy(curated_dataset={"rotation": 3})))
-    assert next_round(turned, Workspace(finished.home).store).stages["curated_dataset"]["rotation"] == 0
+    store = Workspace(finished.home).store
+    stages = next_round(turned, store).stages
+    assert stages["curated_dataset"]["rotation"] == 0
+    assert stages["source_images"]["first_scene"] == store.versions("source_images")[0].config["n_scenes"] > 0
+    own = load_settings(str(toy(source_images={"path": "pictures"})))
+    assert "first_scene" not in next_round(own, store).stages["source_images"]  # a user's pictures stay where they were
