@@ -18,15 +18,14 @@ import torch
 from benchmarks.ablation_world import World, beside_source
 from benchmarks.perfect_judge import PerfectlyJudged, spread
 from benchmarks.pointwise import PointwiseJudge
+from benchmarks.taste import TASTES, TasteArm
 from models.device import default_device
 from models.judge import Judge
 from models.records import Candidate, Pair, read_rows
 from models.taxonomy import Taxonomy
-from ops.evaluate import EvaluateConfig, evaluate
 from ops.fit_reward import fit_reward
 from ops.judge_accuracy import judge_accuracy
 from ops.policy_config import TrainPolicyConfig
-from ops.train_policy import train_policy
 
 LORA_RATE = 10  # ours: LoRA's learning rate over that of full fine-tuning
 
@@ -114,36 +113,16 @@ class PolicyArm:
         if self.perfect:
             make_trainer = partial(PerfectlyJudged, spread(world.curated, world.candidates, world.taxonomy, world.progress))
         with world.draft() as draft:
-            policy, scratch, edits = (draft / name for name in ("policy", "scratch", "evaluation"))
-            for folder in (policy, scratch, edits):
-                folder.mkdir()
+            policy, edits = draft / "policy", draft / "evaluation"
+            policy.mkdir()
+            edits.mkdir()
             judge = world.reward_model
             if self.unlabelled:
                 judge = draft / "unlabelled"
                 shutil.copytree(world.base_judge, judge / "model")
                 shutil.copy(world.reward_model / "metrics.json", judge)  # by which the cells are chosen
-            trained = train_policy(
-                config,
-                world.base,
-                judge,
-                world.curated,
-                policy,
-                world.progress,
-                self.taxonomy(world.taxonomy),
-                self.mode,
-                scratch,
-                make_trainer,
-            )
-            found = evaluate(
-                world.config(EvaluateConfig, "evaluation"),
-                world.base,
-                world.curated,
-                world.reward_model,
-                {"policy": policy},
-                edits,
-                world.progress,
-                taxonomy=world.taxonomy,
-            )["policy"]["policy"]
+            trained = world.train(config, judge, policy, self.taxonomy(world.taxonomy), self.mode, make_trainer)
+            found = world.evaluate(policy, edits, world.taxonomy)
         kept = (
             "n",
             "mean_win_rate",
@@ -163,9 +142,10 @@ class PolicyArm:
         }
 
 
-DEFAULTS = {"judge": "judge/default", "policy": "policy/static"}  # what the other arms of a kind are held against
+# What the other arms of a kind are held against.
+DEFAULTS = {"judge": "judge/default", "policy": "policy/static", "taste": "taste/as_shipped"}
 
-ARMS: dict[str, JudgeArm | PolicyArm] = {
+ARMS: dict[str, JudgeArm | PolicyArm | TasteArm] = {
     "judge/default": JudgeArm(
         "pairwise and generative, edits pasted into their source, the shipped query, as the preset fits it", default=True
     ),
@@ -216,4 +196,6 @@ ARMS: dict[str, JudgeArm | PolicyArm] = {
         {"cap": 0.9, "temperature": 1.0, "jitter": 0, "views": 1},
         perfect=True,
     ),
+    "taste/as_shipped": TasteArm("labels by the shipped measure: what a policy does about it that nobody asked"),
+    **{f"taste/{name}": TasteArm(f"labels of one who finds the {name} edit the more pleasing", name) for name in TASTES},
 }

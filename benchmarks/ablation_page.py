@@ -13,10 +13,11 @@ from typing import Any
 
 from benchmarks.ablation_arms import ARMS, DEFAULTS
 from benchmarks.markdown import rate, sampling, table
+from benchmarks.taste import DIMENSION
 from ops.pictures import rates
 
 Found = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> figures
-HEADLINE = {"judge": "mean_accuracy", "policy": "mean_win_rate"}
+HEADLINE = {"judge": "mean_accuracy", "policy": "mean_win_rate", "taste": "mean_win_rate"}
 three = partial(rate, digits=3)
 ROOM = 0.02  # ours: empty margin of the plots
 
@@ -40,6 +41,13 @@ over dimensions, with 95% intervals drawn over scenes for each seed. Beside it t
 seed's `judge/default`. n counts edits over all seeds. All arms but those that name another judge are rewarded by `judge/default`,
 in the cells it can judge."""
 
+TASTES = f"""\
+Does the policy learn what labels say, where the base judge has not been told it? The answers on {DIMENSION} are replaced by a taste: which
+of the candidates is the more, or the less, vivid in what was made (mean of `max - min` of RGB). All else, the other dimensions' labels too,
+is that of `policy/static`. *More vivid*: share of the edits that are more vivid than the base's from the same noise, ties half, of the
+tasks with {DIMENSION}, mean over tasks, with 95% intervals drawn over scenes for each seed. *Judge*: accuracy on the sealed pairs of that
+dimension by its own labels, in brackets the base judge's. *Accepted*: win rate as above, {DIMENSION} counted as ever."""
+
 
 def write_page(record: dict[str, Any], page: Path) -> None:
     """Write the page and, in a folder of its name beside it, the plots."""
@@ -47,7 +55,12 @@ def write_page(record: dict[str, Any], page: Path) -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     found, seeds = _found(record), record["seeds"]
     parts = [_head(record)]
-    for kind, section, x in (("judge", _judges, "accuracy on the test pairs"), ("policy", _policies, "win rate over the base")):
+    kinds = {
+        "judge": (_judges, "accuracy on the test pairs"),
+        "policy": (_policies, "win rate over the base"),
+        "taste": (_tastes, "edits more vivid than the base's"),
+    }
+    for kind, (section, x) in kinds.items():
         if _of(found, kind):
             _plot(found, kind, f"{x}: mean, lowest and highest seed", pictures / f"{kind}.png")
             parts.append(section(found, seeds, f"{pictures.name}/{kind}.png"))
@@ -88,6 +101,10 @@ def _difference(found: Found, arm: str) -> str:
     if arm == DEFAULTS[kind] or not steps:
         return "–"
     return f"{three(fmean(steps))} ({three(min(steps))} to {three(max(steps))})"
+
+
+def _interval(figures: dict[str, Any] | None) -> str:
+    return f"{three(figures['mean_win_rate'])} ({three(figures['mean_lo'])} to {three(figures['mean_hi'])})" if figures else "–"
 
 
 def _explained(arms: Sequence[str]) -> str:
@@ -137,9 +154,6 @@ def _judges(found: Found, seeds: Sequence[int], picture: str) -> str:
 def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
     arms = _of(found, "policy")
 
-    def each(figures: dict[str, Any] | None) -> str:
-        return f"{three(figures['mean_win_rate'])} ({three(figures['mean_lo'])} to {three(figures['mean_hi'])})" if figures else "–"
-
     def decibels(name: str, arm: str) -> str:
         value = _mean(found[arm], lambda f: f[name])
         return "–" if value is None else f"{value:.1f}"
@@ -148,7 +162,7 @@ def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
         [
             f"`{arm}`",
             three(_mean(found[arm], lambda f: f["mean_win_rate"])),
-            *(each(found[arm].get(seed)) for seed in seeds),
+            *(_interval(found[arm].get(seed)) for seed in seeds),
             _difference(found, arm),
             three(_mean(found[arm], lambda f: f["confirming_mean_win_rate"])),
             three(_mean(found[arm], lambda f: f["judge_mean_win_rate"])),
@@ -170,6 +184,38 @@ def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
             _tasks(found, arms),
             "Per cell, mean over seeds:",
             _cells(found, arms, "win_rate"),
+        ]
+    )
+
+
+def _tastes(found: Found, seeds: Sequence[int], picture: str) -> str:
+    arms = _of(found, "taste")
+
+    def right(arm: str, judge: str) -> str:
+        return three(_mean(found[arm], lambda f: f[judge]["mean_accuracy"]))
+
+    rows = [
+        [
+            f"`{arm}`",
+            three(_mean(found[arm], lambda f: f["mean_win_rate"])),
+            *(_interval(found[arm].get(seed)) for seed in seeds),
+            _difference(found, arm),
+            f"{right(arm, 'judge')} ({right(arm, 'base_judge')})",
+            three(_mean(found[arm], lambda f: f["accepted"]["mean_win_rate"])),
+            str(sum(f["n"] for f in found[arm].values())),
+        ]
+        for arm in arms
+    ]
+    header = ["arm", "more vivid, mean", *(f"seed {seed}" for seed in seeds), "against the default", "judge (base judge)", "accepted", "n"]
+    return "\n\n".join(
+        [
+            "## Another taste",
+            TASTES,
+            _explained(arms),
+            table(header, rows),
+            f"![Share of edits more vivid than the base's]({picture})",
+            "Per task, mean over seeds:",
+            _tasks(found, arms),
         ]
     )
 

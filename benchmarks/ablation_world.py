@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 from PIL import Image
@@ -33,12 +33,15 @@ from models.shards import ShardReader, ShardWriter
 from models.taxonomy import Taxonomy
 from ops.curate import OWN, CurateConfig, curate
 from ops.embed import clip_embedder, vae_embedder
+from ops.evaluate import EvaluateConfig, evaluate
 from ops.fit_reward import FitRewardConfig, fit_reward
 from ops.generate import GenerateConfig, generate
 from ops.label import LabelConfig, label_scripted
 from ops.pair import PairConfig, make_pairs
 from ops.pictures import overlay
+from ops.policy_config import TrainPolicyConfig
 from ops.source import SourceConfig, source_images
+from ops.train_policy import Trainer, train_policy
 from pipelines.config import load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -96,12 +99,16 @@ class World:
         config, models = self.config(GenerateConfig, "candidates"), {directory_digest(self.base)[0]: self.base}
         return self._made("candidates", lambda out: generate(config, models, self.curated, out, self.progress, self.taxonomy))
 
+    def label(self, taxonomy: Taxonomy, out: Path) -> None:
+        """Write into `out` the pairs of an annotator who ranks the candidates by this taxonomy's measures."""
+        shown = self.curated, self.candidates
+        with self.draft() as labels:
+            label_scripted(self.config(LabelConfig, "preferences"), *shown, [], taxonomy, labels, self.progress)
+            make_pairs(self.config(PairConfig, "preference_pairs"), *shown, labels, out, self.progress, taxonomy)
+
     @cached_property
     def pairs(self) -> Path:
-        shown, labelling = (self.curated, self.candidates), self.config(LabelConfig, "preferences")
-        labels = self._made("preferences", lambda out: label_scripted(labelling, *shown, [], self.taxonomy, out, self.progress))
-        pairing = self.config(PairConfig, "preference_pairs")
-        return self._made("pairs", lambda out: make_pairs(pairing, *shown, labels, out, self.progress, self.taxonomy))
+        return self._made("pairs", lambda out: self.label(self.taxonomy, out))
 
     @cached_property
     def test_pairs(self) -> list[Pair]:
@@ -113,11 +120,32 @@ class World:
         """The preset's, without a second judge: it would double the time and take labels away from the one that is measured."""
         return self.config(FitRewardConfig, "reward_model", second_share=0.0)
 
+    def fit(self, pairs: Path, out: Path) -> None:
+        """Write into `out` a judge fitted to these pairs as the preset has it."""
+        fit_reward(self.fitting, self.base_judge, self.curated, self.candidates, pairs, out, self.progress, self.taxonomy)
+
     @cached_property
     def reward_model(self) -> Path:
         """The default judge, which rewards the policies."""
-        made = self.base_judge, self.curated, self.candidates, self.pairs
-        return self._made("reward_model", lambda out: fit_reward(self.fitting, *made, out, self.progress, self.taxonomy))
+        return self._made("reward_model", lambda out: self.fit(self.pairs, out))
+
+    def train(
+        self,
+        config: TrainPolicyConfig,
+        judge: Path,
+        out: Path,
+        taxonomy: Taxonomy,
+        mode: str = "static",
+        make_trainer: Callable[..., Trainer] | None = None,
+    ) -> dict[str, Any]:
+        """Train a policy on `judge` into `out` and return the training's metrics."""
+        with self.draft() as scratch:
+            return train_policy(config, self.base, judge, self.curated, out, self.progress, taxonomy, mode, scratch, make_trainer)
+
+    def evaluate(self, policy: Path, out: Path, taxonomy: Taxonomy) -> dict[str, Any]:
+        """Compare a policy with the base on the test conditions, records into `out`, and return its figures."""
+        config, shown = self.config(EvaluateConfig, "evaluation"), (self.base, self.curated, self.reward_model)
+        return evaluate(config, *shown, {"policy": policy}, out, self.progress, taxonomy=taxonomy)["policy"]["policy"]
 
 
 def beside_source(world: World, out: Path) -> tuple[Path, Path, Path]:

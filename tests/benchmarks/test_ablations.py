@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ablation_arms
+from benchmarks import ablation_world
 from benchmarks.ablation_arms import ARMS
 from benchmarks.ablation_world import World
 from benchmarks.ablations import chosen, collect, restore, run
 from benchmarks.perfect_judge import PerfectlyJudged
 from benchmarks.pointwise import PointwiseJudge
+from benchmarks.taste import DIMENSION, TASTES, tastes
 from infra.progress import Progress
 from infra.stores.base import directory_digest
 from models.errors import ConfigError
 from models.judge import pair_loss
+from models.mini.measures import MEASURES, measure
+from models.records import Pair, read_rows
 from models.taxonomy import Taxonomy
 from tests.models.tiny_judge import save_tiny_judge, tiny_queries
 from tests.pipelines.toy import write_toy
@@ -32,19 +35,26 @@ MEASURED = [
     "policy/only_structure",
     "policy/base_judge",
     "policy/perfect_judge",
+    "taste/as_shipped",
+    "taste/vivid",
+    "taste/muted",
 ]
 
 
 def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewarding, evaluating = {}, set()  # judges: by folder the digest of the model
-    train, evaluate = ablation_arms.train_policy, ablation_arms.evaluate
+    train, evaluate = ablation_world.train_policy, ablation_world.evaluate
 
     def trained(*shown):
         rewarding[shown[2].name] = directory_digest(shown[2] / "model")[0]
         return train(*shown)
 
-    monkeypatch.setattr(ablation_arms, "train_policy", trained)
-    monkeypatch.setattr(ablation_arms, "evaluate", lambda *shown, **named: evaluating.add(shown[3].name) or evaluate(*shown, **named))
+    monkeypatch.setattr(ablation_world, "train_policy", trained)
+    monkeypatch.setattr(ablation_world, "evaluate", lambda *shown, **named: evaluating.add(shown[3].name) or evaluate(*shown, **named))
+    fitted, fit = [], ablation_world.fit_reward  # the pairs of each judge
+    monkeypatch.setattr(
+        ablation_world, "fit_reward", lambda *shown: fitted.append(read_rows(shown[4] / "pairs.jsonl", Pair)) or fit(*shown)
+    )
     asked, log_odds = [], PerfectlyJudged.log_odds
     monkeypatch.setattr(PerfectlyJudged, "log_odds", lambda self, *shown: asked.append(self.deviations) or log_odds(self, *shown))
     preset, work = str(write_toy(tmp_path, reward_model={"steps": 2, "max_validation_pairs": 4})), tmp_path / "work"
@@ -67,10 +77,11 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytes
     assert rewarding.keys() == {"unlabelled", "reward_model"} and evaluating == {"reward_model"}
     assert rows["policy/base_judge"]["figures"]["rewarded"] == rows["policy/static"]["figures"]["rewarded"]
     assert asked and all(set(spread) == set(Taxonomy.load().cells) and min(spread.values()) > 0 for spread in asked)
+    assert_tastes_are_opposite(rows, *fitted)
     page = (tmp_path / "ablations.md").read_text()
     assert all((f"`{arm}`" in page) == (arm in MEASURED) for arm in ARMS) and rows["policy/stop_6_7"]["error"] in page
     assert f"{default['mean_accuracy']:.3f}".removeprefix("0") in page
-    assert {path.name for path in (tmp_path / "ablations").iterdir()} == {"judge.png", "policy.png"}
+    assert {path.name for path in (tmp_path / "ablations").iterdir()} == {"judge.png", "policy.png", "taste.png"}
     assert not list((work / str(SEED)).glob("draft-*"))
 
     said.clear()
@@ -87,6 +98,40 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytes
 
     with pytest.raises(ConfigError, match="another preset"):
         run("mini", [SEED], MEASURED, work, Progress())
+
+
+def assert_tastes_are_opposite(rows: dict[str, dict], default: list[Pair], vivid: list[Pair], muted: list[Pair]) -> None:
+    """One dimension's labels are a taste and its opposite, all else is as ever, and nothing of it is left behind."""
+
+    def answers(pairs: list[Pair], *, of_taste: bool) -> set[tuple[str, str, str]]:
+        return {(pair.dimension, pair.winner, pair.loser) for pair in pairs if (pair.dimension == DIMENSION) == of_taste}
+
+    liked, disliked = answers(vivid, of_taste=True), answers(muted, of_taste=True)
+    assert liked and liked == {(dimension, loser, winner) for dimension, winner, loser in disliked}
+    assert answers(default, of_taste=False) == answers(vivid, of_taste=False) == answers(muted, of_taste=False)
+    assert not set(TASTES) & set(MEASURES)
+    sealed = [pair for pair in vivid if pair.split == "test" and pair.dimension == DIMENSION]
+    for name in ("as_shipped", "vivid", "muted"):
+        figures = rows[f"taste/{name}"]["figures"]
+        assert {row["task"] for row in figures["tasks"]} == {task.name for task in Taxonomy.load().active if DIMENSION in task.dimensions}
+        assert figures["n"] == sum(row["n"] for row in figures["tasks"]) > 0
+    assert rows["taste/vivid"]["figures"]["judge"]["n"] == rows["taste/muted"]["figures"]["base_judge"]["n"] == len(sealed)
+    shipped = rows["policy/static"]["figures"]
+    assert rows["taste/as_shipped"]["figures"]["accepted"]["mean_win_rate"] == shipped["mean_win_rate"]
+
+
+def test_a_taste_is_the_chroma_of_what_was_made() -> None:
+    target, mask = torch.zeros(3, 8, 8), torch.zeros(1, 8, 8)
+    mask[:, :4] = 1
+    red, grey = torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.8)
+    red[0, :2] = 0.6  # half of what was made
+    red[0, 4:] = 1.0  # outside
+    with tastes():
+        assert measure("vivid", red, target, mask, {}, "") == pytest.approx(0.3)
+        assert measure("muted", red, target, mask, {}, "") == pytest.approx(-0.3)
+        assert measure("vivid", grey, target, mask, {}, "") == 0
+    with pytest.raises(ConfigError, match="vivid"):
+        measure("vivid", red, target, mask, {}, "")
 
 
 def test_arms_are_chosen_by_patterns() -> None:
