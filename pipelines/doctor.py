@@ -12,7 +12,7 @@ from typing import Literal
 import psutil
 import urllib3
 
-from assets.settings import Settings
+from assets.settings import Settings, resolve
 from assets.sources import ROOT
 from infra.data import HUB
 from infra.stores.lakefs_access import ENDPOINT, Access
@@ -108,6 +108,23 @@ def _antlr() -> Finding:
     return Finding("antlr", "warning", found, f"Only if you want selection strings: {ANTLR_REMEDY}")
 
 
+def _guidance(settings: Settings) -> Finding:
+    """Are a policy's checkpoints looked at with the guidance that its edits are measured with? Steps may differ: fewer cost less."""
+    from ops.evaluate import EvaluateConfig
+    from ops.policy_config import TrainPolicyConfig
+
+    watched, measured = resolve(settings, "policy", TrainPolicyConfig), resolve(settings, "evaluation", EvaluateConfig)
+    wanted: dict[str, object] = {"watch_true_cfg": measured.true_cfg, "guidance_scale": measured.guidance_scale}
+    if measured.true_cfg > 1:
+        wanted["negative_prompt"] = measured.negative_prompt
+    others = {name: value for name, value in wanted.items() if getattr(watched, name) != value}
+    if not others:
+        return Finding("guidance", "ok", f"true_cfg {measured.true_cfg:g}, of checkpoints and in the evaluation")
+    found = "; ".join(f"policy.{name} is {getattr(watched, name)!r}, the evaluation's {value!r}" for name, value in others.items())
+    remedy = "Set in the preset's `policy`: " + ", ".join(f"{name}: {value!r}" for name, value in others.items())
+    return Finding("guidance", "warning", f"checkpoints are not looked at as they will be measured: {found}", remedy)
+
+
 def _store(workspace: Workspace) -> Finding:
     versions = workspace.store.versions()
     return Finding("store", "ok", f"{len(versions)} versions in {workspace.home}")
@@ -177,6 +194,7 @@ def examine(settings: Settings, workspace: Workspace) -> Iterator[Finding]:
         "ONNX Runtime": _onnxruntime,
         "engine builder": _engine,
         "weights": lambda: _weights(settings),
+        "guidance": lambda: _guidance(settings),
         "store": lambda: _store(workspace),
         "labels": lambda: _labels(workspace),
         "signing key": lambda: _signing(workspace),

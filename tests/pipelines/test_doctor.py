@@ -19,7 +19,10 @@ from pipelines.doctor import Finding
 from tests.infra.lakefs_server import LakeFS
 from tests.pipelines.conftest import Command
 
-NAMES = ["cores", "memory", "disk", "GPU", "ONNX Runtime", "engine builder", "weights", "store", "labels", "signing key", "lakeFS", "antlr"]
+NAMES = [
+    *("cores", "memory", "disk", "GPU", "ONNX Runtime", "engine builder", "weights", "guidance"),
+    *("store", "labels", "signing key", "lakeFS", "antlr"),
+]
 Examine = Callable[..., dict[str, Finding]]
 
 
@@ -57,6 +60,19 @@ def test_everything_is_looked_at_and_a_remedy_follows_what_is_not_ok(onereward: 
 def test_too_few_cores(examine: Examine) -> None:
     finding = examine(threads=4096)["cores"]
     assert finding.level == "warning" and "4096 threads" in finding.found and "Set `threads: " in finding.remedy
+
+
+def test_checkpoints_looked_at_otherwise_than_measured(examine: Examine, onereward: Command, tmp_path: Path) -> None:
+    preset = tmp_path / "stronger.yaml"
+    preset.write_text("extends: mini\nevaluation:\n  true_cfg: 4\n  negative_prompt: blurred\n")
+    _, out, _ = onereward("doctor", "--preset", str(preset))
+    said = out[out.index("guidance") :].splitlines()
+    assert "policy.watch_true_cfg is 3.0, the evaluation's 4.0; policy.negative_prompt is '', the evaluation's 'blurred'" in said[0]
+    assert "watch_true_cfg: 4.0, negative_prompt: 'blurred'" in said[1]
+    unguided: dict[str, Any] = {"policy": {"watch_true_cfg": 1, "negative_prompt": "x"}, "evaluation": {"true_cfg": 1}}
+    assert examine(**unguided)["guidance"].level == "ok"  # a negative prompt says nothing without guidance
+    finding = examine(policy={"guidance_scale": 30}, evaluation={"guidance_scale": 1})["guidance"]
+    assert finding.level == "warning" and "guidance_scale: 1.0" in finding.remedy
 
 
 def test_little_memory(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
