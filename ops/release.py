@@ -94,6 +94,7 @@ def assemble_release(
         "mode": mode,
         "mean_win_rate": summary["mean_win_rate"],
         "preservation_psnr": summary["preservation_psnr"],
+        "sampling": measured["sampling"],
         "onnx": {"relative_error": graph["relative_error"]},
         "engine": {name: built[name] for name in ("bytes", "architectures", "verified")},
         "not_verified": unverified,

@@ -16,6 +16,7 @@ from infra.workspace import Workspace
 from models.errors import ConfigError, UnknownVersion
 from ops.approval import approval_for
 from ops.audit import APPROVED, entry_digest, verify_chain
+from ops.folders import read_metrics
 from ops.gate import REQUIRED_GATES, SIGNATURE, Gate, evidence_for, verified
 from ops.lineage import POLICY_PREFIX, RELEASE
 from ops.promote import STAGES
@@ -130,20 +131,23 @@ def audit_lines(store: ArtifactStore, keys: Keys) -> Iterator[str]:
     yield f"the log holds: {len(moves)} entries" + (f", head {entry_digest(moves[-1])}" if moves else "")
 
 
-def editor(settings: Settings, workspace: Workspace, source: str) -> tuple[Path, Path | None]:
-    """Pipeline folder and policy folder for `base`, a stage of the release, or the digest of a release or policy. A release's
-    signature is verified, and behind a stage the evidence and the audit log.
+def editor(settings: Settings, workspace: Workspace, source: str) -> tuple[Path, Path | None, dict[str, Any] | None]:
+    """Pipeline folder and policy folder for `base`, a stage of the release, or the digest of a release or policy, and how the edits of a
+    release were sampled that its figures are of (None where nothing says).
+
+    A release's signature is verified, and behind a stage the evidence and the audit log.
 
     Raises UnknownVersion, ConfigError for an artifact that edits nothing, SignatureRefused, AuditBroken, MissingWeights.
     """
     store, keys = workspace.store, workspace.keys
     if source == "base":
-        return base_pipeline(settings), None
+        return base_pipeline(settings), None, None
     if source in STAGES or (ref := store.version(source).ref).name == RELEASE:
-        return released(store, keys, source) / "model", None
+        folder = released(store, keys, source)
+        return folder / "model", None, read_metrics(folder).get("sampling")
     if not ref.name.startswith(POLICY_PREFIX):
         raise ConfigError(f"{source} is a version of {ref.name}, which edits nothing.", "Name a release or a policy.")
-    return base_pipeline(settings), store.get(ref)
+    return base_pipeline(settings), store.get(ref), None
 
 
 def base_pipeline(settings: Settings) -> Path:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from assets.sources import ROOT
 from infra.stores.base import ArtifactStore
@@ -93,6 +94,28 @@ def test_promoted_then_unchanged_then_refused(onereward: Command, home: Path, to
     assert store.moves("release") == moves
     facts = json.loads((workspace.reports / "3" / "report.json").read_text())
     assert facts["refused"].startswith("reward_model") and facts["release"] is None
+
+
+def test_a_release_is_sampled_as_it_was_measured(
+    onereward: Command, home: Path, toy: Callable[..., Path], finished: Finished, tmp_path: Path
+) -> None:
+    """Whatever preset it is edited under; the base as that preset is evaluated."""
+    finished.copy(home)
+    image, mask = tmp_path / "image.png", tmp_path / "mask.png"
+    Image.new("RGB", (64, 64), "red").save(image)
+    drawn = Image.new("L", (64, 64), 0)
+    drawn.paste(255, (16, 16, 40, 48))
+    drawn.save(mask)
+
+    def edited(source: str, name: str, **evaluation: float) -> bytes:
+        out, preset = tmp_path / name, str(toy(evaluation=evaluation))
+        code, _, err = onereward("edit", str(image), str(mask), "--prompt", "x", "--from", source, "--out", str(out), "--preset", preset)
+        assert code == 0, err
+        return Image.open(out).tobytes()
+
+    other = {"steps": 3, "true_cfg": 3.0}
+    assert edited("production", "as-measured.png") == edited("production", "elsewhere.png", **other)
+    assert edited("base", "base.png") != edited("base", "base-elsewhere.png", **other)
 
 
 def test_cut_weights_end_a_run_in_one_line(onereward: Command, home: Path, finished: Finished, tiny_weights: Path, tmp_path: Path) -> None:
