@@ -21,10 +21,9 @@ from benchmarks.pointwise import PointwiseJudge
 from benchmarks.taste import TASTES, TasteArm
 from models.device import default_device
 from models.judge import Judge
-from models.records import Candidate, Pair, read_rows
+from models.records import Candidate, read_rows
 from models.taxonomy import Taxonomy
 from ops.fit_reward import fit_reward
-from ops.judge_accuracy import judge_accuracy
 from ops.policy_config import TrainPolicyConfig
 
 LORA_RATE = 10  # ours: LoRA's learning rate over that of full fine-tuning
@@ -76,15 +75,7 @@ class JudgeArm:
                 fit_reward(config, *shown, world.pairs, folder, world.progress, taxonomy, self.judge_class)
             judge = self.judge_class.load(folder, taxonomy, getattr(torch, config.dtype))
             judge.model.to(default_device())
-
-            def asked(pairs: list[Pair]) -> dict[str, Any]:
-                settings: dict[str, Any] = {
-                    "batch_size": config.batch_size,
-                    "progress": world.progress,
-                    "paste_source": config.paste_source,
-                }
-                return judge_accuracy(judge, taxonomy, pairs, *shown[1:], **settings)
-
+            asked = partial(world.accuracy, judge, config=config, shown=shown[1:])
             found = asked(world.test_pairs)
             stops = {row.id: row.stop for row in read_rows(world.candidates / "candidates.jsonl", Candidate)}
             early = [pair for pair in world.test_pairs if stops[pair.winner] is not None and stops[pair.loser] is not None]
@@ -143,7 +134,7 @@ class PolicyArm:
 
 
 # What the other arms of a kind are held against.
-DEFAULTS = {"judge": "judge/default", "policy": "policy/static", "taste": "taste/as_shipped"}
+DEFAULTS = {"judge": "judge/default", "policy": "policy/static", "taste": "taste/muted"}
 
 ARMS: dict[str, JudgeArm | PolicyArm | TasteArm] = {
     "judge/default": JudgeArm(
@@ -196,6 +187,6 @@ ARMS: dict[str, JudgeArm | PolicyArm | TasteArm] = {
         {"cap": 0.9, "temperature": 1.0, "jitter": 0, "views": 1},
         perfect=True,
     ),
-    "taste/as_shipped": TasteArm("labels by the shipped measure: what a policy does about it that nobody asked"),
+    "taste/as_shipped": TasteArm("labels by the shipped measure: what the policy of `policy/static` does that nobody asked for"),
     **{f"taste/{name}": TasteArm(f"labels of one who finds the {name} edit the more pleasing", name) for name in TASTES},
 }

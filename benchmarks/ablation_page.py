@@ -17,7 +17,7 @@ from benchmarks.taste import DIMENSION
 from ops.pictures import rates
 
 Found = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> figures
-HEADLINE = {"judge": "mean_accuracy", "policy": "mean_win_rate", "taste": "mean_win_rate"}
+HEADLINE = {"judge": "mean_accuracy", "policy": "mean_win_rate", "taste": "more_vivid"}
 three = partial(rate, digits=3)
 ROOM = 0.02  # ours: empty margin of the plots
 
@@ -25,12 +25,12 @@ LIMITS = """\
 **What this can and cannot show.** The world is the preset's: small pictures, networks of a few megabytes, a scripted annotator. An arm that
 helps here need not help FLUX Fill and people. A few seeds ({seeds} here) give the size of a difference, not its proof: one that is not
 clearly larger than its spread over seeds says nothing, and with {arms} arms some will stand out by luck; nothing is corrected for that.
-Every arm but those of a perfect judge changes one setting and nothing was tuned for any, while the preset's own were chosen on other scenes
-([evidence.md](evidence.md#what-the-figures-have-seen)), so the defaults are favoured. The base judge has been trained on pairs and
-on the shipped query, which favours them once more, and the candidates hold one-step predictions of the stop steps that the preset names
-for them only. No second judge is fitted: all labels go to the judge that is measured, and of every policy the last checkpoint is
-delivered where the chain would choose one. The scenes are others than those of `make bench`; the few photographs, which count in the
-judge's figures and not in the win rates, are the same for all seeds."""
+Every arm but those of a perfect judge and of a taste changes one setting, and nothing was tuned for any, while the preset's own were
+chosen on other scenes ([evidence.md](evidence.md#what-the-figures-have-seen)), so the defaults are favoured. The base judge has been
+trained on pairs and on the shipped query, which favours them once more, and the candidates hold one-step predictions of the stop steps
+that the preset names for them only. No second judge is fitted: all labels go to the judge that is measured, and of every policy the last
+checkpoint is delivered where the chain would choose one. The scenes are others than those of `make bench`; the few photographs, which
+count in the judge's figures and not in the win rates, are the same for all seeds."""
 JUDGES = """\
 Agreement with the annotator, who never errs there, on the pairs of the sealed split, each asked in both orders; mean over cells of task and
 dimension. *One-step pairs*: both candidates are predictions from a stop step, as reinforcement learning shows them. Order consistency is
@@ -41,12 +41,16 @@ over dimensions, with 95% intervals drawn over scenes for each seed. Beside it t
 seed's `judge/default`. n counts edits over all seeds. All arms but those that name another judge are rewarded by `judge/default`,
 in the cells it can judge."""
 
-TASTES = f"""\
-Does the policy learn what labels say, where the base judge has not been told it? The answers on {DIMENSION} are replaced by a taste: which
-of the candidates is the more, or the less, vivid in what was made (mean of `max - min` of RGB). All else, the other dimensions' labels too,
-is that of `policy/static`. *More vivid*: share of the edits that are more vivid than the base's from the same noise, ties half, of the
-tasks with {DIMENSION}, mean over tasks, with 95% intervals drawn over scenes for each seed. *Judge*: accuracy on the sealed pairs of that
-dimension by its own labels, in brackets the base judge's. *Accepted*: win rate as above, {DIMENSION} counted as ever."""
+TASTE = f"""\
+Does a policy do what labels ask for? The answers on {DIMENSION} are replaced by a taste: which candidate is the more, or the less, vivid in
+what was made (mean of `max - min` of RGB). All settings and all other labels are those of `policy/static`; the judge is fitted anew, so its
+other answers and the cells that it may reward can differ. *More vivid*: share of the edits that are more vivid than the base's from the
+same noise, ties half, of the tasks with {DIMENSION}, mean over tasks, with 95% intervals drawn over scenes for each seed. Both tastes
+take the place of the shipped reward for detail, so what the labels did is the difference between the two, not that from one half.
+*Judge*: accuracy on the sealed pairs of that dimension by its own labels, in brackets the base judge's: how far it leans that way unasked
+(.5: not at all; of `muted` it is the mirror of `vivid`). *Rewarded*: tasks in which the judge may reward that dimension, all seeds
+together. *Accepted*: win rate as above, {DIMENSION} counted as ever. The taste is counted by the formula that labelled: that labels are
+followed is asked here, not whether edits get better by them."""
 
 
 def write_page(record: dict[str, Any], page: Path) -> None:
@@ -79,8 +83,8 @@ def _head(record: dict[str, Any]) -> str:
     machine, commits = record["machine"], ", ".join(commit[:12] for commit in record["commits"])
     done = len({row["arm"] for row in record["rows"]})
     about = (
-        f"One setting changed at a time (but for a perfect judge), the rest as the preset `{record['preset']['preset']}` has it: {done} of "
-        f"{len(ARMS)} arms. Written by `{record['command']}` from `benchmarks/results/ablations.json`; commit {commits}; "
+        f"One setting changed at a time (but for a perfect judge and another taste), the rest as the preset `{record['preset']['preset']}` "
+        f"has it: {done} of {len(ARMS)} arms. Written by `{record['command']}` from `benchmarks/results/ablations.json`; commit {commits}; "
         f"{machine['cores']} cores, {machine['processor']}, Python {machine['python']}. Edits: {sampling(record['preset'])}. "
         "Numbers of labels and annotators' errors: [results](results.md)."
     )
@@ -103,8 +107,11 @@ def _difference(found: Found, arm: str) -> str:
     return f"{three(fmean(steps))} ({three(min(steps))} to {three(max(steps))})"
 
 
-def _interval(figures: dict[str, Any] | None) -> str:
-    return f"{three(figures['mean_win_rate'])} ({three(figures['mean_lo'])} to {three(figures['mean_hi'])})" if figures else "–"
+def _interval(figures: dict[str, Any] | None, names: Sequence[str] = ("mean_win_rate", "mean_lo", "mean_hi")) -> str:
+    if not figures:
+        return "–"
+    value, low, high = (three(figures[name]) for name in names)
+    return f"{value} ({low} to {high})"
 
 
 def _explained(arms: Sequence[str]) -> str:
@@ -181,7 +188,7 @@ def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
             table(header, rows),
             f"![Win rate of each policy]({picture})",
             "Per task, mean over seeds:",
-            _tasks(found, arms),
+            _tasks(found, arms, "win_rate"),
             "Per cell, mean over seeds:",
             _cells(found, arms, "win_rate"),
         ]
@@ -194,37 +201,43 @@ def _tastes(found: Found, seeds: Sequence[int], picture: str) -> str:
     def right(arm: str, judge: str) -> str:
         return three(_mean(found[arm], lambda f: f[judge]["mean_accuracy"]))
 
+    def rewarded(arm: str) -> str:
+        may = [DIMENSION in f["rewarded"].get(row["task"], ()) for f in found[arm].values() for row in f["tasks"]]
+        return f"{sum(may)} of {len(may)}"
+
     rows = [
         [
             f"`{arm}`",
-            three(_mean(found[arm], lambda f: f["mean_win_rate"])),
-            *(_interval(found[arm].get(seed)) for seed in seeds),
+            three(_mean(found[arm], lambda f: f["more_vivid"])),
+            *(_interval(found[arm].get(seed), ("more_vivid", "lo", "hi")) for seed in seeds),
             _difference(found, arm),
             f"{right(arm, 'judge')} ({right(arm, 'base_judge')})",
+            rewarded(arm),
             three(_mean(found[arm], lambda f: f["accepted"]["mean_win_rate"])),
             str(sum(f["n"] for f in found[arm].values())),
         ]
         for arm in arms
     ]
-    header = ["arm", "more vivid, mean", *(f"seed {seed}" for seed in seeds), "against the default", "judge (base judge)", "accepted", "n"]
+    seeded = [f"seed {seed}" for seed in seeds]
+    header = ["arm", "more vivid", *seeded, f"less `{DEFAULTS['taste']}`", "judge (base judge)", "rewarded", "accepted", "n"]
     return "\n\n".join(
         [
             "## Another taste",
-            TASTES,
+            TASTE,
             _explained(arms),
             table(header, rows),
             f"![Share of edits more vivid than the base's]({picture})",
-            "Per task, mean over seeds:",
-            _tasks(found, arms),
+            "More vivid per task, mean over seeds:",
+            _tasks(found, arms, "more_vivid"),
         ]
     )
 
 
-def _tasks(found: Found, arms: Sequence[str]) -> str:
+def _tasks(found: Found, arms: Sequence[str], key: str) -> str:
     names = list(dict.fromkeys(row["task"] for arm in arms for figures in found[arm].values() for row in figures["tasks"]))
 
     def won(arm: str, task: str) -> str:
-        return rate(_mean(found[arm], lambda f: next((row["win_rate"] for row in f["tasks"] if row["task"] == task), None)))
+        return rate(_mean(found[arm], lambda f: next((row[key] for row in f["tasks"] if row["task"] == task), None)))
 
     return table(["arm", *names], [[f"`{arm}`", *(won(arm, task) for task in names)] for arm in arms])
 

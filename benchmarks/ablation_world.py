@@ -1,9 +1,11 @@
-"""What all arms of one seed share: data, labels, pairs and the default judge, made by the chain's own operations under a preset.
+"""What all arms of one seed share: data, labels, pairs and the default judge, and how judges and policies are made and measured, all by
+the chain's own operations under a preset.
 
     world = World(Path("work/3"), "mini", seed=3, progress=Progress(print))
     world.pairs, world.test_pairs, world.reward_model
 
-Each is a folder that is there whole or not at all, so an interrupted seed goes on where it stood.
+Each is a folder that is there whole or not at all, so an interrupted seed goes on where it stood. Every method raises ConfigError for a
+section of the preset that is not valid, and what the operation behind it raises.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from infra.progress import Progress
 from infra.stores.base import directory_digest
 from models.config import OpConfig
 from models.errors import ConfigError
+from models.judge import Judge
 from models.masks import binary
 from models.records import Candidate, Pair, read_rows
 from models.shards import ShardReader, ShardWriter
@@ -36,6 +39,7 @@ from ops.embed import clip_embedder, vae_embedder
 from ops.evaluate import EvaluateConfig, evaluate
 from ops.fit_reward import FitRewardConfig, fit_reward
 from ops.generate import GenerateConfig, generate
+from ops.judge_accuracy import judge_accuracy
 from ops.label import LabelConfig, label_scripted
 from ops.pair import PairConfig, make_pairs
 from ops.pictures import overlay
@@ -123,6 +127,11 @@ class World:
     def fit(self, pairs: Path, out: Path) -> None:
         """Write into `out` a judge fitted to these pairs as the preset has it."""
         fit_reward(self.fitting, self.base_judge, self.curated, self.candidates, pairs, out, self.progress, self.taxonomy)
+
+    def accuracy(self, judge: Judge, pairs: list[Pair], *, config: FitRewardConfig, shown: tuple[Path, Path]) -> dict[str, Any]:
+        """How often a judge agrees with these pairs (ops/judge_accuracy.py). `shown`: curated dataset and candidates."""
+        settings: dict[str, Any] = {"batch_size": config.batch_size, "progress": self.progress, "paste_source": config.paste_source}
+        return judge_accuracy(judge, judge.taxonomy, pairs, *shown, **settings)
 
     @cached_property
     def reward_model(self) -> Path:

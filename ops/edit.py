@@ -2,8 +2,8 @@
 
     edit(EditConfig(), Path("data/mini/flux-fill"), Path("photo.png"), Path("mask.png"), prompt="a red circle")
 
-Settings default to the authors' demos; `onereward edit` takes those that the release was measured with. Outside the mask the source's own
-pixels are kept.
+Settings default to the authors' demos; `onereward edit` takes those that a release was measured with, for the base and a policy those of
+the preset's evaluation. Outside the mask the source's own pixels are kept.
 """
 
 from __future__ import annotations

@@ -112,12 +112,15 @@ def edit(
     task: Annotated[str | None, typer.Option(help="A task of the taxonomy; one with a fixed prompt needs no --prompt.")] = None,
     source: Annotated[str, typer.Option("--from", help="production, base, or the digest of a release or policy.")] = "production",
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("edited.png"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Inference steps; else those of the release's figures, or the preset's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Inference steps; else those of the release's figures or of the preset.")] = None,
     seed: int = 0,
     preset: PresetOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Edit one picture, sampled as it was for the release's figures: what is white in MASK is made anew."""
+    """Edit one picture: what is white in MASK is made anew.
+
+    A release is sampled as it was for its figures, the base and a policy as the preset's evaluation does.
+    """
     from pipelines.home import enter
 
     settings, workspace = enter(preset, home)
@@ -134,6 +137,8 @@ def edit(
     check_picture_name(out)
     with replacing(out) as draft:  # a place that cannot be written to is known before the sampling
         base, policy, measured = editor(settings, workspace, source)
+        if measured is None and source != "base" and policy is None:
+            print("This release does not say how it was sampled for its figures: taken from the preset's evaluation.", file=sys.stderr)
         sampling = measured or resolve(settings, "evaluation", EvaluateConfig).sampling()
         config = EditConfig(seed=seed, **sampling | ({"steps": steps} if steps else {}))
         edit_picture(config, base, image, mask, policy=policy, prompt=prompt, task=task, taxonomy=taxonomy).save(draft)

@@ -122,6 +122,8 @@ def _guidance(settings: Settings) -> Finding:
         return Finding("guidance", "ok", f"true_cfg {measured.true_cfg:g}, of checkpoints and in the evaluation")
     found = "; ".join(f"policy.{name} is {getattr(watched, name)!r}, the evaluation's {value!r}" for name, value in others.items())
     remedy = "Set in the preset's `policy`: " + ", ".join(f"{name}: {value!r}" for name, value in others.items())
+    if set(others) - {"watch_true_cfg"}:
+        remedy += " (of the training too; or change the evaluation)"
     return Finding("guidance", "warning", f"checkpoints are not looked at as they will be measured: {found}", remedy)
 
 

@@ -132,10 +132,10 @@ def audit_lines(store: ArtifactStore, keys: Keys) -> Iterator[str]:
 
 
 def editor(settings: Settings, workspace: Workspace, source: str) -> tuple[Path, Path | None, dict[str, Any] | None]:
-    """Pipeline folder and policy folder for `base`, a stage of the release, or the digest of a release or policy, and how the edits of a
-    release were sampled that its figures are of (None where nothing says).
+    """Pipeline folder, policy folder (None: the pipeline's own transformer), and the sampling that a release was measured with.
 
-    A release's signature is verified, and behind a stage the evidence and the audit log.
+    `source`: `base`, a stage of the release, or the digest of a release or policy. The sampling is None for base and policy, and for a
+    release of before it was kept. A release's signature is verified, and behind a stage the evidence and the audit log.
 
     Raises UnknownVersion, ConfigError for an artifact that edits nothing, SignatureRefused, AuditBroken, MissingWeights.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
+from typing import cast
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from benchmarks.ablation_world import World
 from benchmarks.ablations import chosen, collect, restore, run
 from benchmarks.perfect_judge import PerfectlyJudged
 from benchmarks.pointwise import PointwiseJudge
-from benchmarks.taste import DIMENSION, TASTES, tastes
+from benchmarks.taste import DIMENSION, TASTES, counted, tastes
 from infra.progress import Progress
 from infra.stores.base import directory_digest
 from models.errors import ConfigError
@@ -22,6 +24,8 @@ from models.judge import pair_loss
 from models.mini.measures import MEASURES, measure
 from models.records import Pair, read_rows
 from models.taxonomy import Taxonomy
+from ops.evaluate import EvaluateConfig
+from ops.win_rates import Item
 from tests.models.tiny_judge import save_tiny_judge, tiny_queries
 from tests.pipelines.toy import write_toy
 
@@ -42,15 +46,19 @@ MEASURED = [
 
 
 def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rewarding, evaluating = {}, set()  # judges: by folder the digest of the model
+    rewarding, evaluating = [], []  # judge's folder and the digest of the model; judge's folder and what one dimension is labelled by
     train, evaluate = ablation_world.train_policy, ablation_world.evaluate
 
     def trained(*shown):
-        rewarding[shown[2].name] = directory_digest(shown[2] / "model")[0]
+        rewarding.append((shown[2], directory_digest(shown[2] / "model")[0]))
         return train(*shown)
 
+    def evaluated(*shown, **named):
+        evaluating.append((shown[3], named["taxonomy"].dimension(DIMENSION).labelled_by))
+        return evaluate(*shown, **named)
+
     monkeypatch.setattr(ablation_world, "train_policy", trained)
-    monkeypatch.setattr(ablation_world, "evaluate", lambda *shown, **named: evaluating.add(shown[3].name) or evaluate(*shown, **named))
+    monkeypatch.setattr(ablation_world, "evaluate", evaluated)
     fitted, fit = [], ablation_world.fit_reward  # the pairs of each judge
     monkeypatch.setattr(
         ablation_world, "fit_reward", lambda *shown: fitted.append(read_rows(shown[4] / "pairs.jsonl", Pair)) or fit(*shown)
@@ -73,8 +81,14 @@ def test_arms_are_measured_once_and_collected(tmp_path: Path, monkeypatch: pytes
     assert set(map(tuple, rows["policy/only_structure"]["figures"]["rewarded"].values())) == {("structure",)}
     tasks = [[row["task"] for row in rows[f"policy/{name}"]["figures"]["tasks"]] for name in ("static", "only_structure")]
     assert tasks[0] == tasks[1]  # whatever was rewarded, everything is evaluated
-    assert rewarding["unlabelled"] == directory_digest(World(work / str(SEED), preset, SEED, Progress()).base_judge)[0]
-    assert rewarding.keys() == {"unlabelled", "reward_model"} and evaluating == {"reward_model"}
+    world = World(work / str(SEED), preset, SEED, Progress())
+    judges = dict(zip([name for name in MEASURED if not name.startswith("judge") and "error" not in rows[name]], rewarding, strict=True))
+    assert judges["policy/base_judge"][1] == directory_digest(world.base_judge)[0]
+    on_default = {"policy/static", "policy/only_structure", "policy/perfect_judge", "taste/as_shipped"}
+    assert {name for name, (folder, _) in judges.items() if folder == world.reward_model} == on_default
+    assert len({folder for folder, _ in judges.values()}) == 1 + len(judges.keys() - on_default)
+    shipped = Taxonomy.load().dimension(DIMENSION).labelled_by
+    assert evaluating == [(world.reward_model, "vivid" if name.startswith("taste") else shipped) for name in judges]
     assert rows["policy/base_judge"]["figures"]["rewarded"] == rows["policy/static"]["figures"]["rewarded"]
     assert asked and all(set(spread) == set(Taxonomy.load().cells) and min(spread.values()) > 0 for spread in asked)
     assert_tastes_are_opposite(rows, *fitted)
@@ -115,9 +129,33 @@ def assert_tastes_are_opposite(rows: dict[str, dict], default: list[Pair], vivid
         figures = rows[f"taste/{name}"]["figures"]
         assert {row["task"] for row in figures["tasks"]} == {task.name for task in Taxonomy.load().active if DIMENSION in task.dimensions}
         assert figures["n"] == sum(row["n"] for row in figures["tasks"]) > 0
+        assert figures["more_vivid"] == pytest.approx(fmean(row["more_vivid"] for row in figures["tasks"]))
     assert rows["taste/vivid"]["figures"]["judge"]["n"] == rows["taste/muted"]["figures"]["base_judge"]["n"] == len(sealed)
     shipped = rows["policy/static"]["figures"]
     assert rows["taste/as_shipped"]["figures"]["accepted"]["mean_win_rate"] == shipped["mean_win_rate"]
+
+
+def test_edits_are_counted_by_the_taste_on_tested_scenes() -> None:
+    def item(policy: str, number: int, **changes: object) -> Item:
+        chroma = 0.3 if policy == "policy" and number != 2 else 0.2
+        row = {"split": "test", "condition_id": f"c{number}", "origin": f"o{number}", "task": "fill", "seed": 0, "policy": policy}
+        judged = {"base": {name: [0.5, 0.5] for name in (DIMENSION, "structure")}} if policy == "policy" else {}
+        measures = {"measures": {DIMENSION: 1.0, "structure": 1.0}, "confirming_measures": {DIMENSION: chroma, "structure": -chroma}}
+        return cast(Item, {**row, "judge": judged, **measures, **changes})
+
+    unmeasured: dict[str, object] = {"measures": {}, "confirming_measures": {}}
+    changes = [{}, {"task": "text"}, {"task": "text"}, {"split": "validation"}, unmeasured]
+    items = [item(policy, number, **change) for number, change in enumerate(changes) for policy in ("base", "policy")]
+    figures = counted(items, EvaluateConfig(resamples=100))
+    assert figures["tasks"] == [{"task": "fill", "n": 1, "more_vivid": 1.0}, {"task": "text", "n": 2, "more_vivid": 0.75}]
+    assert (figures["more_vivid"], figures["n"]) == (0.875, 3) and figures["lo"] < 0.875 < figures["hi"]
+    assert counted(items[-2:], EvaluateConfig())["more_vivid"] is None
+
+
+def test_blind_evidence_cannot_count_a_taste(tmp_path: Path) -> None:
+    world = World(tmp_path / "work", str(write_toy(tmp_path, evaluation={"evidence": "blind"})), SEED, Progress())
+    with pytest.raises(ConfigError, match="taste"):
+        ARMS["taste/vivid"].measure(world)
 
 
 def test_a_taste_is_the_chroma_of_what_was_made() -> None:

@@ -107,14 +107,15 @@ def test_a_release_is_sampled_as_it_was_measured(
     drawn.paste(255, (16, 16, 40, 48))
     drawn.save(mask)
 
-    def edited(source: str, name: str, **evaluation: float) -> bytes:
-        out, preset = tmp_path / name, str(toy(evaluation=evaluation))
-        code, _, err = onereward("edit", str(image), str(mask), "--prompt", "x", "--from", source, "--out", str(out), "--preset", preset)
-        assert code == 0, err
+    def edited(source: str, name: str, *more: str, **evaluation: float) -> bytes:
+        out, request = tmp_path / name, ("--prompt", "x", "--from", source, "--preset", str(toy(evaluation=evaluation)))
+        code, _, err = onereward("edit", str(image), str(mask), "--out", str(out), *request, *more)
+        assert code == 0 and "does not say" not in err, err
         return Image.open(out).tobytes()
 
     other = {"steps": 3, "true_cfg": 3.0}
     assert edited("production", "as-measured.png") == edited("production", "elsewhere.png", **other)
+    assert edited("production", "as-measured.png") != edited("production", "more-steps.png", "--steps", "3")
     assert edited("base", "base.png") != edited("base", "base-elsewhere.png", **other)
 
 

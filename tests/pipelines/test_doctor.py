@@ -72,7 +72,7 @@ def test_checkpoints_looked_at_otherwise_than_measured(examine: Examine, onerewa
     unguided: dict[str, Any] = {"policy": {"watch_true_cfg": 1, "negative_prompt": "x"}, "evaluation": {"true_cfg": 1}}
     assert examine(**unguided)["guidance"].level == "ok"  # a negative prompt says nothing without guidance
     finding = examine(policy={"guidance_scale": 30}, evaluation={"guidance_scale": 1})["guidance"]
-    assert finding.level == "warning" and "guidance_scale: 1.0" in finding.remedy
+    assert finding.level == "warning" and "guidance_scale: 1.0 (of the training too" in finding.remedy
 
 
 def test_little_memory(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:

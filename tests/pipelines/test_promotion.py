@@ -135,6 +135,13 @@ def test_loading_refuses_what_is_not_vouched_for(onereward: Command, store: DvcS
     assert "not trusted here" in failed(onereward, "verify")
 
 
+def test_a_release_that_does_not_say_how_it_was_sampled_is_said_to(onereward: Command, refs: Refs) -> None:
+    """One of before it was kept: the preset's sampling is taken, not without a word."""
+    code, _, err = onereward("edit", "image.png", "mask.png", "--prompt", "x", "--from", refs["release"].digest[:12])
+    said, error = err.splitlines()
+    assert code == 1 and "does not say how it was sampled" in said and error.startswith("error: ") and "image.png" in error
+
+
 def test_every_command_is_a_job_that_asks_why(store: DvcStore, refs: Refs, home: Path, instance: dg.DagsterInstance) -> None:
     jobs = {job.name: job for job in promotion_jobs(load_settings("mini"))}
     assert set(jobs) == {"promote", "rollback", "approve", "versions", "show", "diff", "audit", "verify"} == set(JOBS)
