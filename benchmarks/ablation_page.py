@@ -114,8 +114,10 @@ def _interval(figures: dict[str, Any] | None, names: Sequence[str] = ("mean_win_
     return f"{value} ({low} to {high})"
 
 
-def _explained(arms: Sequence[str]) -> str:
-    return "\n".join(f"- `{name}`: {ARMS[name].says}" for name in arms)
+def _section(title: str, about: str, arms: Sequence[str], *parts: str) -> str:
+    """What is measured, what each arm is, then the tables and plots."""
+    explained = "\n".join(f"- `{name}`: {ARMS[name].says}" for name in arms)
+    return "\n\n".join([f"## {title}", about, explained, *parts])
 
 
 def _of(found: Found, kind: str) -> list[str]:
@@ -145,17 +147,8 @@ def _judges(found: Found, seeds: Sequence[int], picture: str) -> str:
         "one-step pairs",
         "n (one-step)",
     ]
-    return "\n\n".join(
-        [
-            "## The judge",
-            JUDGES,
-            _explained(arms),
-            table(header, rows),
-            f"![Accuracy of each judge]({picture})",
-            "Per cell, mean over seeds:",
-            _cells(found, arms, "accuracy"),
-        ]
-    )
+    plot = f"![Accuracy of each judge]({picture})"
+    return _section("The judge", JUDGES, arms, table(header, rows), plot, "Per cell, mean over seeds:", _cells(found, arms, "accuracy"))
 
 
 def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
@@ -180,19 +173,10 @@ def _policies(found: Found, seeds: Sequence[int], picture: str) -> str:
     ]
     seeded = [f"seed {seed}" for seed in seeds]
     header = ["arm", "mean", *seeded, "against the default", "annotator's measures", "judge", "PSNR outside, dB (base)", "n"]
-    return "\n\n".join(
-        [
-            "## The policy",
-            POLICIES,
-            _explained(arms),
-            table(header, rows),
-            f"![Win rate of each policy]({picture})",
-            "Per task, mean over seeds:",
-            _tasks(found, arms, "win_rate"),
-            "Per cell, mean over seeds:",
-            _cells(found, arms, "win_rate"),
-        ]
-    )
+    per_task = "Per task, mean over seeds:", _tasks(found, arms, "win_rate")
+    per_cell = "Per cell, mean over seeds:", _cells(found, arms, "win_rate")
+    plot = f"![Win rate of each policy]({picture})"
+    return _section("The policy", POLICIES, arms, table(header, rows), plot, *per_task, *per_cell)
 
 
 def _tastes(found: Found, seeds: Sequence[int], picture: str) -> str:
@@ -220,17 +204,9 @@ def _tastes(found: Found, seeds: Sequence[int], picture: str) -> str:
     ]
     seeded = [f"seed {seed}" for seed in seeds]
     header = ["arm", "more vivid", *seeded, f"less `{DEFAULTS['taste']}`", "judge (base judge)", "rewarded", "accepted", "n"]
-    return "\n\n".join(
-        [
-            "## Another taste",
-            TASTE,
-            _explained(arms),
-            table(header, rows),
-            f"![Share of edits more vivid than the base's]({picture})",
-            "More vivid per task, mean over seeds:",
-            _tasks(found, arms, "more_vivid"),
-        ]
-    )
+    per_task = "More vivid per task, mean over seeds:", _tasks(found, arms, "more_vivid")
+    plot = f"![Share of edits more vivid than the base's]({picture})"
+    return _section("Another taste", TASTE, arms, table(header, rows), plot, *per_task)
 
 
 def _tasks(found: Found, arms: Sequence[str], key: str) -> str:
